@@ -1,0 +1,395 @@
+#!/usr/bin/env python3
+"""Set everything up on a machine that has only Python 3.11 or newer.
+
+    python3 installer/bootstrap.py demo        restore a real photograph, show the result
+    python3 installer/bootstrap.py test        lint, types and tests
+    python3 installer/bootstrap.py install     make the command `face-restore`
+    python3 installer/bootstrap.py uninstall   take everything away again
+
+Standard library only. In a checkout the private environment is `.venv/`; elsewhere it
+lies in the platform's data folder. Exit status: 0 done, 1 a test or a step failed,
+2 the machine lacks something (the message says what).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+LOCKS = HERE / "locks"
+APP = "gimp-face-restore"
+TORCH = "torch==2.13.0"
+STAMP = "face-restore-env.json"
+WINDOWS = os.name == "nt"
+GROUPS = {
+    "install": ("runtime",),
+    "demo": ("runtime", "demo"),
+    "test": ("runtime", "demo", "dev"),
+}
+# What must be importable for an environment to count as whole.
+PROBE = (
+    "import cv2, msgpack, numpy, onnx, pyvips, torch, zmq, face_restore_worker; "
+    "import importlib.util as u; "
+    "assert u.find_spec('facexlib') and u.find_spec('torchvision')"
+)
+
+
+class SetupError(Exception):
+    """A step cannot be done; the text says why and what helps."""
+
+
+def say(text: str) -> None:
+    print(f"[face-restore] {text}", flush=True)
+
+
+def in_checkout() -> bool:
+    """True when this file lies in a source tree of the project."""
+    return (ROOT / "pyproject.toml").is_file() and (ROOT / "worker").is_dir()
+
+
+def data_dir() -> Path:
+    """The platform's data folder, as face_restore_shared.paths has it."""
+    home = os.environ.get("FACE_RESTORE_HOME")
+    if home:
+        return Path(home) / "data"
+    if WINDOWS:
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / APP
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Application Support" / APP
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / APP
+
+
+def state_dir() -> Path:
+    """Connection file and logs, as face_restore_shared.paths has it."""
+    home = os.environ.get("FACE_RESTORE_HOME")
+    if home or sys.platform != "linux":
+        return Path(home) / "state" if home else data_dir()
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / APP
+
+
+def env_dir() -> Path:
+    return ROOT / ".venv" if in_checkout() else data_dir() / "env"
+
+
+def env_bin(env: Path, name: str) -> Path:
+    return env / ("Scripts" if WINDOWS else "bin") / (name + (".exe" if WINDOWS else ""))
+
+
+# --- the private environment ---------------------------------------------------------
+
+
+def has_nvidia_gpu() -> bool:
+    """True when an NVIDIA driver answers."""
+    if Path("/proc/driver/nvidia/version").exists():
+        return True
+    tool = shutil.which("nvidia-smi")
+    return bool(tool) and subprocess.run([tool, "-L"], capture_output=True).returncode == 0
+
+
+def fingerprint(groups: Sequence[str], torch_build: str) -> str:
+    """Digest of all that decides what the environment holds."""
+    digest = hashlib.sha256(f"{sys.version_info[:2]} {torch_build} {TORCH}".encode())
+    for group in groups:
+        digest.update((LOCKS / f"{group}.txt").read_bytes())
+    if in_checkout():
+        digest.update((ROOT / "pyproject.toml").read_bytes())
+    else:
+        digest.update(" ".join(wheel.name for wheel in project_wheels()).encode())
+    return digest.hexdigest()
+
+
+def read_stamp(env: Path) -> dict[str, str]:
+    try:
+        stamp = json.loads((env / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def works(env: Path, probe: str = PROBE) -> bool:
+    """True when the environment's Python starts and imports what is needed."""
+    python = env_bin(env, "python")
+    if not python.exists():
+        return False
+    try:
+        done = subprocess.run([python, "-c", probe], capture_output=True, timeout=300, cwd=env)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0
+
+
+def create_venv(env: Path) -> None:
+    """Make a fresh virtual environment with pip in it."""
+    if env.exists():
+        shutil.rmtree(env)
+    env.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "venv", str(env)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return
+    text = done.stdout + done.stderr
+    package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+    if "ensurepip" in text and shutil.which("apt-get") and os.geteuid() == 0:
+        say(f"this Python has no venv module; installing Debian's {package}")
+        subprocess.run(["apt-get", "update", "-qq"])
+        if subprocess.run(["apt-get", "install", "-y", "-qq", package]).returncode == 0:
+            shutil.rmtree(env, ignore_errors=True)
+            if subprocess.run(command).returncode == 0:
+                return
+    raise SetupError(
+        f"Python could not make a virtual environment in {env}: {text.strip()[-600:]}\n"
+        f"On Debian and Ubuntu `apt-get install {package}` brings what is missing."
+    )
+
+
+def explain_pip(output: str) -> str:
+    """What a failed pip run could not reach or find, in one sentence."""
+    hosts = sorted(set(re.findall(r"host='([^']+)'", output)))
+    missing = re.findall(r"No matching distribution found for ([^\s(]+)", output)
+    if "No space left on device" in output:
+        return "The disk is full; the environment needs about 2 GB (6 GB with CUDA)."
+    if hosts:
+        what = f" while looking for {missing[0]}" if missing else ""
+        return (
+            f"Could not reach {', '.join(hosts)}{what}. Check the network, HTTPS_PROXY and "
+            "pip's configuration, then run this again: what is there is kept."
+        )
+    if missing:
+        return f"No package source that pip is set up with offers {missing[0]} for this Python."
+    return "pip failed; its last words are above."
+
+
+def pip(env: Path, *args: str, quiet_failure: bool = False) -> bool:
+    """Run pip inside the environment; True when it succeeded.
+
+    Raises:
+        SetupError: pip failed and `quiet_failure` is not set.
+    """
+    command = [str(env_bin(env, "python")), "-m", "pip", "install", "--disable-pip-version-check"]
+    done = subprocess.run([*command, "-q", *args], capture_output=True, text=True)
+    if done.returncode == 0:
+        return True
+    if quiet_failure:
+        return False
+    output = done.stdout + done.stderr
+    print(output.strip()[-3000:], file=sys.stderr)
+    raise SetupError(explain_pip(output))
+
+
+def install_torch(env: Path, build: str, index: str | None) -> None:
+    """Install the pinned torch: its CPU-only build where one is wanted and offered."""
+    extra = ["--extra-index-url", index] if index else []
+    constraint = ["-c", str(LOCKS / "runtime.txt")]
+    linux_cpu = build == "cpu" and sys.platform == "linux"
+    if linux_cpu and pip(env, f"{TORCH}+cpu", *extra, *constraint, quiet_failure=True):
+        return
+    if linux_cpu:
+        say(
+            "no CPU-only build of torch in pip's package sources: taking the general build, "
+            "which runs on the CPU as well but is several GB larger "
+            "(--torch-index URL names a source that has the CPU build)"
+        )
+    pip(env, TORCH, *extra, *constraint)
+
+
+def ensure_env(purpose: str, torch_build: str, torch_index: str | None) -> Path:
+    """Make the environment for `purpose` whole and return its folder; quick when it is."""
+    env, groups = env_dir(), GROUPS[purpose]
+    build = torch_build
+    if build == "auto":
+        build = "cuda" if has_nvidia_gpu() else "cpu"
+    stamp = read_stamp(env)
+    # An environment made for more than is asked for now serves as well.
+    for kind in ("test", "demo", "install"):
+        wider = set(groups) <= set(GROUPS[kind])
+        if wider and stamp.get("fingerprint") == fingerprint(GROUPS[kind], build):
+            if works(env):
+                return env
+            say("the environment is broken: building it anew")
+            shutil.rmtree(env, ignore_errors=True)
+    if not works(env, "import pip"):
+        say(f"making a private environment in {env}")
+        create_venv(env)
+    (env / STAMP).unlink(missing_ok=True)
+    say(f"installing torch ({build}) and the pinned packages; minutes the first time")
+    install_torch(env, build, torch_index)
+    locks = [part for group in groups for part in ("-r", str(LOCKS / f"{group}.txt"))]
+    # Without resolving: facexlib would pull an OpenCV build that clashes with the headless one.
+    pip(env, "--no-deps", *locks)
+    install_project(env)
+    if not works(env):
+        probe = subprocess.run(
+            [env_bin(env, "python"), "-c", PROBE], capture_output=True, text=True
+        )
+        raise SetupError(f"The environment was built but does not work: {probe.stderr[-1500:]}")
+    record = {"fingerprint": fingerprint(groups, build), "torch": build, "purpose": purpose}
+    (env / STAMP).write_text(json.dumps(record), encoding="utf-8")
+    return env
+
+
+def project_wheels() -> list[Path]:
+    """The project's wheels lying beside this file."""
+    return sorted(HERE.glob("gimp_face_restore-*.whl"))
+
+
+def install_project(env: Path) -> None:
+    """Install this project: the checkout itself, a wheel lying beside this file, or by name."""
+    if in_checkout():
+        pip(env, "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+        return
+    wheels = project_wheels()
+    pip(env, "--no-deps", str(wheels[-1]) if wheels else APP)
+
+
+# --- commands ------------------------------------------------------------------------
+
+
+def run(env: Path, *command: str) -> int:
+    """Run a program of the environment in the project's folder, its output passed through."""
+    executable = str(env_bin(env, command[0]))
+    return subprocess.run(
+        [executable, *command[1:]], cwd=ROOT if in_checkout() else None
+    ).returncode
+
+
+def demo(args: argparse.Namespace) -> int:
+    env = ensure_env("demo", args.torch, args.torch_index)
+    out = Path(args.out or (ROOT if in_checkout() else Path.cwd()) / "demo-output").resolve()
+    return run(env, "python", str(HERE / "demo.py"), str(out))
+
+
+def test(args: argparse.Namespace) -> int:
+    """Lint, types, tests; every step runs even when an earlier one failed."""
+    if not in_checkout():
+        raise SetupError("The tests need a checkout of the project.")
+    env = ensure_env("test", args.torch, args.torch_index)
+    steps = [
+        ("lint", ("python", "-m", "ruff", "check", ".")),
+        ("format", ("python", "-m", "ruff", "format", "--check", ".")),
+        ("types", ("python", "-m", "mypy")),
+    ]
+    jobs = str((os.cpu_count() or 2) + 1)  # many tests wait for processes rather than compute
+    marks = ["-m", "slow or not slow"] if args.slow else ["-m", "not slow"]
+    if not args.only_lint:
+        steps.append(("tests", ("python", "-m", "pytest", "-n", jobs, *marks, *args.pytest)))
+    if args.gimp:
+        suite = str(ROOT / "tests" / "gimp" / "run_suite.py")
+        dialog = str(ROOT / "tests" / "gimp" / "run_dialog.py")
+        steps.append((f"GIMP {args.gimp}", ("python", suite, "--gimp", args.gimp)))
+        steps.append((f"GIMP {args.gimp} in a window", ("python", dialog, "--gimp", args.gimp)))
+    failed = []
+    for name, command in steps:
+        say(f"{name}: {' '.join(command[2:])}")
+        if run(env, *command) != 0:
+            failed.append(name)
+    if failed:
+        say(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def launcher_path() -> Path:
+    """Where the command `face-restore` is put for the user's shell."""
+    if WINDOWS:
+        return data_dir() / "bin" / "face-restore.cmd"
+    return Path.home() / ".local/bin/face-restore"
+
+
+def install(args: argparse.Namespace) -> int:
+    env = ensure_env("install", args.torch, args.torch_index)
+    target, launcher = env_bin(env, "face-restore"), launcher_path()
+    launcher.parent.mkdir(parents=True, exist_ok=True)
+    if WINDOWS:
+        launcher.write_text(f'@"{target}" %*\r\n', encoding="utf-8")
+    else:
+        if launcher.exists() and not launcher.is_symlink():
+            raise SetupError(f"{launcher} exists and is not our link; move it away first.")
+        launcher.unlink(missing_ok=True)
+        launcher.symlink_to(target)
+    say(f"installed: {launcher}")
+    if str(launcher.parent) not in os.environ.get("PATH", "").split(os.pathsep):
+        say(f"add {launcher.parent} to PATH to call it by name")
+    return run(env, "face-restore", "doctor")
+
+
+def uninstall(args: argparse.Namespace) -> int:
+    env = env_dir()
+    if env_bin(env, "face-restore").exists():
+        run(env, "face-restore", "worker", "stop")
+    launcher = launcher_path()
+    ours = launcher.is_symlink() and launcher.readlink() == env_bin(env, "face-restore")
+    if ours or (WINDOWS and launcher.exists()):
+        launcher.unlink()
+    for folder in [env, *([data_dir(), state_dir()] if args.purge else [])]:
+        if folder.exists():
+            shutil.rmtree(folder)
+            say(f"removed {folder}")
+    models = data_dir() / "models"
+    if models.exists():
+        say(f"kept the downloaded models in {models}; --purge removes them too")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--torch",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="which build of torch (auto: CUDA where an NVIDIA GPU answers)",
+    )
+    common.add_argument("--torch-index", metavar="URL", help="a further package source for torch")
+    commands = top.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("demo", parents=[common], help="restore a real photograph")
+    sub.add_argument("--out", help="folder for the pictures (default: demo-output)")
+    sub.set_defaults(run=demo)
+    sub = commands.add_parser("test", parents=[common], help="lint, types and tests")
+    sub.add_argument(
+        "--gimp",
+        nargs="?",
+        const="3.0",
+        choices=("3.0", "3.2"),
+        help="also run the plug-in in a real GIMP 3, by default 3.0",
+    )
+    sub.add_argument("--slow", action="store_true", help="also the slow tests")
+    sub.add_argument("--only-lint", action="store_true", help="lint and types only")
+    sub.add_argument("pytest", nargs="*", help="arguments for pytest (after --)")
+    sub.set_defaults(run=test)
+    sub = commands.add_parser("install", parents=[common], help="make the command face-restore")
+    sub.set_defaults(run=install)
+    sub = commands.add_parser("uninstall", help="remove the environment and the command")
+    sub.add_argument("--purge", action="store_true", help="models and logs as well")
+    sub.set_defaults(run=uninstall)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if sys.version_info < (3, 11):  # noqa: UP036 - this file is what an older Python starts
+        say(f"Python 3.11 or newer is needed; this is {platform.python_version()}")
+        return 2
+    try:
+        return int(args.run(args))
+    except SetupError as error:
+        say(str(error))
+        return 2
+    except KeyboardInterrupt:
+        say("interrupted; run it again to go on")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Reading a layer for the model, in sRGB, and what of it the model cannot be shown."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from face_restore_shared.schema import MAX_PIXELS
+from gi.repository import Gegl, Gimp
+
+from restore_faces.blend import Patch, keep_beyond, limit_to_alpha
+from restore_faces.errors import NothingToDo, PluginError
+from restore_faces.geometry import Rect, region_to_read
+from restore_faces.i18n import _
+from restore_faces.job import Picture
+
+SMALLEST = 16  # pixels a side; the worker takes nothing smaller
+_EIGHT_BITS = (Gimp.Precision.U8_NON_LINEAR, Gimp.Precision.U8_PERCEPTUAL)
+
+
+@dataclass
+class Source:
+    """A layer's pixels. drawable: where they are read, which may be a filtered copy.
+
+    place: its rectangle in the image. eight_bits: sRGB-encoded 8 bits show all of it.
+    """
+
+    layer: Gimp.Layer
+    drawable: Gimp.Drawable
+    place: Rect
+    gray: bool
+    alpha: bool
+    eight_bits: bool
+
+
+@contextmanager
+def opened(image: Gimp.Image, layer: Gimp.Layer) -> Iterator[Source]:
+    """The layer's pixels with its non-destructive filters; the image is left alone."""
+    if not any(effect.get_visible() for effect in layer.get_filters()):
+        yield _source(image, layer, layer)
+        return
+    scratch = Gimp.Image.new_with_precision(
+        image.get_width(), image.get_height(), image.get_base_type(), image.get_precision()
+    )
+    try:
+        profile = image.get_color_profile()
+        if profile is not None:
+            scratch.set_color_profile(profile)
+        copy = Gimp.Layer.new_from_drawable(layer, scratch)
+        copy.set_lock_content(False)
+        copy.set_lock_position(False)
+        scratch.insert_layer(copy, None, 0)
+        for effect in copy.get_filters():
+            if not effect.get_visible():
+                effect.delete()
+        if copy.is_group():
+            # A group has no pixels of its own to merge its filters into. The rest of what
+            # merging would apply does not belong to the pixels.
+            copy.set_opacity(100.0)
+            copy.set_mode(Gimp.LayerMode.NORMAL)
+            copy.set_visible(True)
+            if copy.get_mask() is not None:
+                copy.remove_mask(Gimp.MaskApplyMode.DISCARD)
+            copy = copy.merge()
+        else:
+            copy.merge_filters()
+        yield _source(image, layer, copy)
+    finally:
+        scratch.delete()
+
+
+def _source(image: Gimp.Image, layer: Gimp.Layer, drawable: Gimp.Drawable) -> Source:
+    _ok, x, y = drawable.get_offsets()
+    return Source(
+        layer,
+        drawable,
+        Rect(x, y, drawable.get_width(), drawable.get_height()),
+        drawable.is_gray(),
+        drawable.has_alpha(),
+        image.get_precision() in _EIGHT_BITS,
+    )
+
+
+def selection_bounds(image: Gimp.Image) -> Rect | None:
+    """The selection's bounds in the image, None when nothing is selected."""
+    _ok, non_empty, x1, y1, x2, y2 = Gimp.Selection.bounds(image)
+    return Rect(x1, y1, x2 - x1, y2 - y1) if non_empty else None
+
+
+def read(image: Gimp.Image, source: Source, use_selection: bool) -> tuple[Picture, Rect]:
+    """The picture to send and which part of the layer it is, in the layer's coordinates.
+
+    8-bit layers are read as `R'G'B' u8`, deeper ones as u16: GEGL clips both to sRGB, which is
+    what the model can see; `finish` brings the rest back. Raises NothingToDo, PluginError.
+    """
+    name = source.layer.get_name()
+    selected = selection_bounds(image) if use_selection else None
+    region = region_to_read(source.place, selected)
+    if region.empty:
+        raise NothingToDo(
+            _('The selection lies outside of the layer "{layer}".').format(layer=name),
+            hint=_("Select a face on the layer, or select nothing."),
+        )
+    if min(region.width, region.height) < SMALLEST:
+        raise NothingToDo(
+            _('"{layer}" has too few pixels for a face ({width} × {height}).').format(
+                layer=name, width=region.width, height=region.height
+            ),
+        )
+    if region.width * region.height > MAX_PIXELS:
+        raise PluginError(
+            _('"{layer}" has too many pixels ({width} × {height}).').format(
+                layer=name, width=region.width, height=region.height
+            ),
+            hint=_("Select the part with the faces and run the filter again."),
+        )
+    depth = "u8" if source.eight_bits else "u16"
+    form = ("Y' " if source.gray else "R'G'B' ") + depth
+    pixels = _get(source.drawable, region, form)
+    mask = None
+    if selected is not None:
+        # The selection lies in image coordinates and is linear: as Y' 128 would become 188.
+        mask = _get(image.get_selection(), region.shifted(source.place.x, source.place.y), "Y u8")
+    picture = Picture(
+        region.width,
+        region.height,
+        1 if source.gray else 3,
+        "uint8" if depth == "u8" else "uint16",
+        pixels,
+        mask,
+    )
+    return picture, region
+
+
+def finish(source: Source, patch: Patch) -> None:
+    """Fit a patch (in the layer's coordinates) to the layer, in place.
+
+    Colours outside sRGB come back, and nothing is shown where the layer is transparent.
+    """
+    original = array("f")
+    original.frombytes(_get(source.drawable, patch.rect, "R'G'B' float"))
+    keep_beyond(patch.rgb, original)
+    if source.alpha:
+        patch.mask = limit_to_alpha(patch.mask, _get(source.drawable, patch.rect, "A u8"))
+
+
+def _get(drawable: Gimp.Drawable, rect: Rect, form: str) -> bytes:
+    area = Gegl.Rectangle.new(rect.x, rect.y, rect.width, rect.height)
+    return drawable.get_buffer().get(area, 1.0, form, Gegl.AbyssPolicy.NONE)
+
+
+def put(drawable: Gimp.Drawable, rect: Rect, form: str, values: array[float]) -> None:
+    """Write floats into a drawable of the plug-in's own; rect in the drawable's coordinates."""
+    wanted = rect.width * rect.height * (1 if form.startswith("Y") else 3)
+    if len(values) != wanted:  # GEGL would only mutter and leave the pixels as they are
+        raise ValueError(f"{len(values)} values for {rect} as {form}, not {wanted}")
+    area = Gegl.Rectangle.new(rect.x, rect.y, rect.width, rect.height)
+    drawable.get_buffer().set(area, form, values.tobytes())

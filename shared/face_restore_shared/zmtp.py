@@ -1,0 +1,280 @@
+"""A ZMTP 3.1 client: DEALER over TCP with PLAIN authentication, standard library only.
+
+GIMP's own Python cannot load binary pyzmq on Windows and macOS, so the plug-in talks to the
+worker's ROUTER through this. One connection, no reconnecting: a broken one is an error
+the caller decides about. Not for use from several threads at once.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Sequence
+
+from face_restore_shared import zmtp_frames as wire
+from face_restore_shared.zmtp_frames import (
+    AuthenticationRefused,
+    FrameHeader,
+    ProtocolViolation,
+    ZmtpError,
+)
+
+Buffer = bytes | bytearray | memoryview
+
+_SMALL = 64 * 1024  # frames up to this are gathered into one send
+_SLICE = 4 * 1024 * 1024  # one send() of a large body
+_READ = 256 * 1024
+
+
+class PeerLost(ZmtpError):
+    """The worker closed the connection or has been silent for too long."""
+
+    default_code = "worker-lost"
+
+
+class ReceiveTimeout(ZmtpError):
+    """No message arrived in the time given; the connection still stands."""
+
+    default_code = "timeout"
+
+
+class ZmtpClient:
+    """A connected, authenticated DEALER.
+
+    Heartbeats: while waiting, a PING goes out every `heartbeat` seconds, PINGs of the peer are
+    answered, and `PeerLost` is raised when a PING stays without any sign of life for `patience`
+    seconds.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        username: str,
+        password: str,
+        *,
+        timeout: float = 5.0,
+        heartbeat: float = 1.0,
+        patience: float = 3.0,
+        max_frame: int = 17 * 1024 * 1024,
+        max_parts: int = 65536,
+        max_message: int = 2 * 1024**3,
+    ) -> None:
+        """Connect and shake hands within `timeout` seconds.
+
+        Raises:
+            PeerLost: nothing listens there, or it hung up.
+            AuthenticationRefused: the token is not the worker's.
+            ProtocolViolation: what listens there is not a ZMTP 3 server with PLAIN.
+        """
+        self._heartbeat, self._patience = heartbeat, patience
+        self._max_frame, self._max_parts, self._max_message = max_frame, max_parts, max_message
+        self._buffer = bytearray()
+        self._parts: list[bytearray] = []
+        self._total = 0
+        self._next_ping = 0.0
+        self._unanswered_since: float | None = None
+        self._ready = False
+        deadline = time.monotonic() + timeout
+        try:
+            self._socket = socket.create_connection((host, port), timeout=timeout)
+        except OSError as error:
+            raise PeerLost(f"Nothing answers on {host}:{port} ({error}).") from error
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket.setblocking(False)
+            self._handshake(username.encode(), password.encode(), deadline)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> ZmtpClient:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; what was sent and not yet read by the peer may be lost."""
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """The socket's descriptor, to wait for in a main loop."""
+        return self._socket.fileno()
+
+    # --- sending -------------------------------------------------------------------
+
+    def send(self, frames: Sequence[Buffer]) -> None:
+        """Send one multipart message; large frames go out without a copy.
+
+        Raises:
+            PeerLost: the peer hung up, or took nothing for `patience` seconds.
+        """
+        if not frames:
+            raise ValueError("a message has at least one frame")
+        gathered = bytearray()
+        for index, frame in enumerate(frames):
+            view = memoryview(frame).cast("B")
+            gathered += wire.encode_header(view.nbytes, more=index < len(frames) - 1)
+            if view.nbytes <= _SMALL:
+                gathered += view
+                continue
+            self._send_all(gathered)
+            gathered = bytearray()
+            self._send_all(view)
+        self._send_all(gathered)
+
+    def _send_all(self, data: Buffer) -> None:
+        view = memoryview(data)
+        while view.nbytes:
+            try:
+                view = view[self._socket.send(view[:_SLICE]) :]
+            except (BlockingIOError, InterruptedError):
+                if not select.select([], [self._socket], [], self._patience)[1]:
+                    raise PeerLost(
+                        f"The worker took no data for {self._patience:g} seconds."
+                    ) from None
+            except OSError as error:
+                raise PeerLost(f"The worker closed the connection ({error}).") from error
+
+    # --- receiving -----------------------------------------------------------------
+
+    def receive(self, timeout: float | None = None) -> list[bytearray]:
+        """Wait for the next whole message.
+
+        Args:
+            timeout: seconds to wait for it to begin and end; None waits while the peer lives.
+
+        Returns:
+            its frames; each is its own buffer, at most `max_frame` bytes.
+
+        Raises:
+            ReceiveTimeout: it did not arrive in time; what has come so far is kept.
+            PeerLost: the peer hung up or fell silent.
+            ProtocolViolation: a frame that ZMTP or the limits do not allow.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            header, body = self._read_frame(deadline)
+            if header.command:
+                self._on_command(bytes(body))
+                continue
+            self._total += len(body)
+            if len(self._parts) >= self._max_parts or self._total > self._max_message:
+                raise ProtocolViolation("The peer's message is larger than is accepted.")
+            self._parts.append(body)
+            if not header.more:
+                message, self._parts, self._total = self._parts, [], 0
+                return message
+
+    def _on_command(self, payload: bytes) -> None:
+        name, data = wire.decode_command(payload)
+        if name == b"PING":
+            self._send_all(wire.pong_for(data))
+        elif name == b"ERROR":
+            raise PeerLost(f"The worker ended the conversation: {wire.error_reason(data)}.")
+        # PONG has done its work by being heard; unknown commands are ignored, as the RFC asks.
+
+    def _read_frame(self, deadline: float | None) -> tuple[FrameHeader, bytearray]:
+        """Read one frame. Nothing is consumed before it is whole, so a timeout loses nothing."""
+        self._fill(2, deadline)
+        length = wire.header_length(self._buffer[0])
+        self._fill(length, deadline)
+        header = wire.decode_header(self._buffer, self._max_frame)
+        if length + header.size <= _READ:
+            self._fill(length + header.size, deadline)
+            body = self._buffer[length : length + header.size]
+            del self._buffer[: length + header.size]
+            return header, body
+        return header, self._read_large(header, length)
+
+    def _read_large(self, header: FrameHeader, length: int) -> bytearray:
+        """Read a large body straight into its own buffer; the peer's silence is the only limit."""
+        body = bytearray(header.size)
+        have = min(len(self._buffer) - length, header.size)
+        body[:have] = self._buffer[length : length + have]
+        del self._buffer[: length + have]
+        with memoryview(body) as view:
+            while have < header.size:
+                have += self._receive_into(view[have:], None)
+        return body
+
+    def _fill(self, size: int, deadline: float | None) -> None:
+        """Read until the buffer holds at least `size` bytes."""
+        while len(self._buffer) < size:
+            chunk = bytearray(_READ)
+            count = self._receive_into(memoryview(chunk), deadline)
+            self._buffer += memoryview(chunk)[:count]
+
+    def _receive_into(self, view: memoryview, deadline: float | None) -> int:
+        while True:
+            try:
+                count = self._socket.recv_into(view)
+            except (BlockingIOError, InterruptedError):
+                self._wait(deadline)
+                continue
+            except OSError as error:
+                raise PeerLost(f"The worker closed the connection ({error}).") from error
+            if count == 0:
+                raise PeerLost("The worker closed the connection.")
+            self._unanswered_since = None
+            return count
+
+    def _wait(self, deadline: float | None) -> None:
+        """Wait until there is something to read, keeping the heartbeat going."""
+        now = time.monotonic()
+        if deadline is not None and now >= deadline:
+            raise ReceiveTimeout("No answer came in the time given.")
+        until = [now + self._heartbeat] if deadline is None else [deadline]
+        if self._ready:
+            silent_since = self._unanswered_since
+            if silent_since is not None and now - silent_since > self._patience:
+                raise PeerLost(f"Nothing was heard from the worker for {self._patience:g} seconds.")
+            if now >= self._next_ping:
+                self._next_ping = now + self._heartbeat
+                self._send_all(wire.ping(self._patience))
+                if silent_since is None:
+                    self._unanswered_since = now
+            until += [self._next_ping]
+        select.select([self._socket], [], [], max(min(until) - now, 0.001))
+
+    # --- handshake -----------------------------------------------------------------
+
+    def _handshake(self, username: bytes, password: bytes, deadline: float) -> None:
+        self._send_all(wire.greeting())
+        self._fill_or_lost(wire.GREETING_SIZE, deadline)
+        wire.check_greeting(bytes(self._buffer[: wire.GREETING_SIZE]))
+        del self._buffer[: wire.GREETING_SIZE]
+        self._send_all(wire.hello(username, password))
+        self._expect(b"WELCOME", deadline)
+        self._send_all(wire.initiate({"Socket-Type": b"DEALER", "Identity": b""}))
+        metadata = wire.decode_metadata(self._expect(b"READY", deadline))
+        kind = metadata.get("socket-type", b"")
+        if kind not in (b"ROUTER", b"REP", b"DEALER"):
+            raise ProtocolViolation(f"The peer's socket is of type {kind!r}, not ROUTER.")
+        self._ready = True
+
+    def _fill_or_lost(self, size: int, deadline: float) -> None:
+        try:
+            self._fill(size, deadline)
+        except ReceiveTimeout:
+            raise PeerLost("The worker's port is open but nothing answers there.") from None
+
+    def _expect(self, wanted: bytes, deadline: float) -> bytes:
+        """Read the next command of the handshake and return its data."""
+        try:
+            header, body = self._read_frame(deadline)
+        except ReceiveTimeout:
+            raise PeerLost("The worker did not finish the handshake in time.") from None
+        if not header.command:
+            raise ProtocolViolation("The peer sent a message before the handshake was done.")
+        name, data = wire.decode_command(body)
+        if name == b"ERROR":
+            raise AuthenticationRefused(
+                f"The worker refused the token ({wire.error_reason(data)}).",
+                hint="The worker was restarted meanwhile, or its port is another's now; try again.",
+            )
+        if name != wanted:
+            raise ProtocolViolation(f"The peer sent {name!r} where {wanted!r} belongs.")
+        return data

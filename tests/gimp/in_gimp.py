@@ -1,0 +1,8 @@
+"""Started inside GIMP by run_suite.py: all checks, one after the other, in one process."""
+
+import checks_layers  # noqa: F401
+import checks_pixels  # noqa: F401
+import checks_worker  # noqa: F401
+import suite
+
+suite.main()

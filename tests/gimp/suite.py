@@ -1,0 +1,249 @@
+"""The frame of the checks inside GIMP: registration, images, runs of the plug-in, comparisons."""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from array import array
+from pathlib import Path
+
+import gi
+
+gi.require_version("Gimp", "3.0")
+gi.require_version("Gegl", "0.4")
+from gi.repository import Babl, Gegl, Gimp  # noqa: E402
+
+FOLDER = Path(os.environ["FACE_RESTORE_SUITE"])
+PLUGIN = FOLDER / "profile" / "plug-ins" / "face_restore"
+sys.path.insert(0, str(PLUGIN))
+from restore_faces import bundled  # noqa: E402
+
+bundled.prepare(PLUGIN)
+from face_restore_shared import connection, paths  # noqa: E402
+from restore_faces.job import Picture, Session  # noqa: E402
+from restore_faces.options import Settings  # noqa: E402
+from restore_faces.worker import Worker  # noqa: E402
+
+CHECKS = []
+P = Gimp.Precision
+RGB, GRAY = Gimp.ImageBaseType.RGB, Gimp.ImageBaseType.GRAY
+
+
+def check(function):
+    """Register a check; it fails by raising."""
+    CHECKS.append(function)
+    return function
+
+
+def say(line):
+    """One line of the report; the host reads what begins with CHECK."""
+    with (FOLDER / "report").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def main():
+    Gegl.init(None)
+    wanted = os.environ.get("FACE_RESTORE_ONLY", "")
+    for function in CHECKS:
+        name = function.__name__
+        if wanted and wanted not in name:
+            continue
+        start = time.monotonic()
+        try:
+            detail = function() or ""
+            outcome = "ok"
+        except Exception as error:
+            traceback.print_exc()
+            outcome, detail = "FAILED", f"{type(error).__name__}: {error}"
+        for image in Gimp.get_images():
+            image.delete()
+        took = time.monotonic() - start
+        detail = str(detail).replace("\n", " | ")
+        say(f"CHECK {outcome} {name} ({took:.1f} s) {detail}".rstrip())
+    say("END")
+
+
+def equal(got, wanted, what="value"):
+    if got != wanted:
+        raise AssertionError(f"{what}: {got!r}, expected {wanted!r}")
+
+
+def true(value, what):
+    if not value:
+        raise AssertionError(what)
+
+
+# -- pictures and images ------------------------------------------------------------------------
+
+
+def picture(name):
+    """Width, height and R'G'B' u8 bytes of a picture the host has put here."""
+    head, data = (FOLDER / f"{name}.rgb").read_bytes().split(b"\n", 1)
+    width, height = map(int, head.split())
+    return width, height, data
+
+
+def rect(x, y, width, height):
+    return Gegl.Rectangle.new(x, y, width, height)
+
+
+def get(drawable, x, y, width, height, form):
+    area = rect(x, y, width, height)
+    return drawable.get_buffer().get(area, 1.0, form, Gegl.AbyssPolicy.NONE)
+
+
+def whole(drawable, form=None):
+    form = form or native(drawable)
+    return get(drawable, 0, 0, drawable.get_width(), drawable.get_height(), form)
+
+
+def native(drawable):
+    return Babl.get_name(drawable.get_format())
+
+
+def floats(data):
+    values = array("f")
+    values.frombytes(data)
+    return values
+
+
+def new_image(width, height, precision=P.U8_NON_LINEAR, base=RGB, profile=None):
+    image = Gimp.Image.new_with_precision(width, height, base, precision)
+    if profile is not None:
+        image.set_color_profile(profile)
+    return image
+
+
+def new_layer(image, width, height, data, alpha=False, name="photo", form="R'G'B' u8", at=(0, 0)):
+    gray = image.get_base_type() == GRAY
+    kinds = Gimp.ImageType
+    kind = (kinds.GRAYA_IMAGE if alpha else kinds.GRAY_IMAGE) if gray else (
+        kinds.RGBA_IMAGE if alpha else kinds.RGB_IMAGE)  # fmt: skip
+    layer = Gimp.Layer.new(image, name, width, height, kind, 100, Gimp.LayerMode.NORMAL)
+    layer.set_offsets(*at)
+    image.insert_layer(layer, None, 0)
+    layer.get_buffer().set(rect(0, 0, width, height), form, data)
+    return layer
+
+
+def photo(name="face", precision=P.U8_NON_LINEAR, base=RGB, profile=None, alpha=False):
+    """An image with one layer that holds the picture."""
+    width, height, data = picture(name)
+    image = new_image(width, height, precision, base, profile)
+    return image, new_layer(image, width, height, data, alpha)
+
+
+# -- running ------------------------------------------------------------------------------------
+
+
+class Outcome:
+    def __init__(self, status, layers, message):
+        self.status, self.layers, self.message = status, layers, message
+
+    @property
+    def good(self):
+        return self.status == "SUCCESS"
+
+
+def run(image, layers, **options):
+    """Run the plug-in without a dialog."""
+    procedure = Gimp.get_pdb().lookup_procedure("plug-in-face-restore")
+    true(procedure, "plug-in-face-restore is not registered")
+    config = procedure.create_config()
+    config.set_property("run-mode", Gimp.RunMode.NONINTERACTIVE)
+    config.set_property("image", image)
+    config.set_core_object_array("drawables", list(layers))
+    for name, value in options.items():
+        config.set_property(name.replace("_", "-"), value)
+    before = image.get_layers() if image.is_valid() else []
+    result = procedure.run(config)
+    status = Gimp.PDBStatusType(int(result.index(0))).value_nick.upper().replace("-", "_")
+    message = Gimp.get_pdb().get_last_error() if status != "SUCCESS" else ""
+    made = []
+    if status == "SUCCESS" and result.length() > 1:
+        made = list(result.get_core_object_array(1))
+    del before
+    return Outcome(status, made, message)
+
+
+def restored(image, layers, **options):
+    """As run, which must succeed with one new layer for each given."""
+    outcome = run(image, layers, **options)
+    true(outcome.good, f"{outcome.status}: {outcome.message}")
+    equal(len(outcome.layers), len(layers), "new layers")
+    return outcome.layers
+
+
+def worker_status():
+    procedure = Gimp.get_pdb().lookup_procedure("plug-in-face-restore-status")
+    text = procedure.run(procedure.create_config()).index(1)
+    return dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+
+
+def expected(layer, settings=None, dtype="uint8"):
+    """What the worker gives for the whole layer, asked for directly."""
+    settings = settings or Settings()
+    width, height = layer.get_width(), layer.get_height()
+    form = ("Y' " if layer.is_gray() else "R'G'B' ") + {"uint8": "u8", "uint16": "u16"}[dtype]
+    shown = Picture(width, height, 1 if layer.is_gray() else 3, dtype, whole(layer, form))
+    with Session(Worker(), lambda *_: None) as session:
+        return session.restore(shown, settings.detect_options(), settings.restore_options())
+
+
+def offsets(item):
+    _ok, x, y = item.get_offsets()
+    return x, y
+
+
+def parasite(layer):
+    return json.loads(bytes(layer.get_parasite("face-restore").get_data()))
+
+
+# -- the worker ---------------------------------------------------------------------------------
+
+
+def worker_connection():
+    return connection.read(paths.connection_file())
+
+
+def wait_for(condition, what, seconds=90.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds:g} s: {what}")
+
+
+def state():
+    """The worker's status, asked for directly; None when none answers."""
+    from restore_faces import status
+
+    answer = status.query(Worker())
+    return answer[0] if answer else None
+
+
+class Meanwhile:
+    """Does something in a thread while the plug-in runs; its failure fails the check."""
+
+    def __init__(self, action):
+        self._action, self._error = action, None
+        self._thread = threading.Thread(target=self._go, daemon=True)
+
+    def _go(self):
+        try:
+            self._action()
+        except Exception as error:
+            self._error = error
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc):
+        self._thread.join(120)
+        if self._error is not None and exc[0] is None:
+            raise self._error

@@ -1,0 +1,37 @@
+"""Inside a GIMP with a window: shows the photograph and tells what layers there are, until told
+to stop."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import gi
+
+gi.require_version("Gimp", "3.0")
+from gi.repository import Gimp, Gio  # noqa: E402
+
+FOLDER = Path(os.environ["FACE_RESTORE_SUITE"])
+
+
+def layers(image):
+    found = []
+    for layer in image.get_layers():
+        mask = layer.get_mask() is not None
+        found.append([layer.get_name(), layer.get_opacity(), mask])
+    return found
+
+
+def main():
+    file = Gio.File.new_for_path(str(FOLDER / "face.png"))
+    image = Gimp.file_load(Gimp.RunMode.NONINTERACTIVE, file)
+    Gimp.Display.new(image)
+    state = FOLDER / "layers.json"
+    while not (FOLDER / "stop").exists():
+        part = state.with_suffix(".part")
+        part.write_text(json.dumps(layers(image)))
+        part.rename(state)
+        time.sleep(0.2)
+
+
+main()

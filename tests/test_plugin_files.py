@@ -1,0 +1,65 @@
+"""The plug-in's folder as it is installed, and its translations."""
+
+from __future__ import annotations
+
+import gettext
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import plugin_path  # noqa: F401
+import translations
+from face_restore_worker.gimp.layout import install_plugin
+
+
+def test_every_text_is_translated_and_compiled() -> None:
+    assert len(translations.source_texts()) > 80
+    assert translations.catalogues()
+    assert translations.problems() == []
+
+
+def test_the_compiled_catalogue_is_read_by_gettext() -> None:
+    german = gettext.translation("face-restore", translations.FOLDER / "locale", ["de"])
+    assert german.gettext("Looking for faces") == "Gesichter werden gesucht"
+
+
+def test_a_missing_translation_is_found(tmp_path: Path) -> None:
+    po = tmp_path / "x.po"
+    po.write_text('msgid "a {b}"\nmsgstr "c {d}"\n\nmsgid "two"\nmsgstr ""\n"lines\\n"\n')
+    assert translations.read_po(po) == {"a {b}": "c {d}", "two": "lines\n"}
+
+
+def test_installing_is_complete_and_idempotent(tmp_path: Path) -> None:
+    folder = install_plugin(tmp_path / "plug-ins", ["worker"])
+    (folder / "left-over.py").write_text("")
+    again = install_plugin(tmp_path / "plug-ins", ["worker", "run"], tmp_path / "state")
+    assert again == folder and sorted(p.name for p in folder.parent.iterdir()) == ["face_restore"]
+    assert not (folder / "left-over.py").exists()
+    assert os.access(folder / "face_restore.py", os.X_OK)
+    assert json.loads((folder / "face_restore_paths.json").read_text()) == {
+        "worker_command": ["worker", "run"],
+        "state_dir": str(tmp_path / "state"),
+    }
+    assert (folder / "locale" / "de" / "LC_MESSAGES" / "face-restore.mo").exists()
+    assert not list(folder.rglob("*.so")) and not list(folder.rglob("*.po"))
+
+
+def test_the_installed_folder_needs_nothing_else(tmp_path: Path) -> None:
+    """As in GIMP's Python: no site-packages, so msgpack is the vendored one."""
+    folder = install_plugin(tmp_path / "plug-ins", ["worker"])
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]);"
+        "from restore_faces import bundled; bundled.prepare();"
+        "import msgpack, restore_faces.status, restore_faces.job as job;"
+        "from face_restore_shared import wire;"
+        "frame = wire.encode_header('hello', '1', {'client': 'x'});"
+        "print(msgpack.__file__, wire.decode_header(frame).body, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(folder)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(folder / "vendor" / "msgpack") in done.stdout
+    assert done.stdout.strip().endswith("{'client': 'x'} False")

@@ -1,0 +1,157 @@
+"""A worker from start to end: idle, stopped, killed, two at once, its log."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from face_restore_shared import connection
+from face_restore_shared.schema import (
+    StatusReply,
+)
+from worker_process import FAKE, Worker, eventually, start_job, state
+
+
+def test_idle_models_are_let_go_and_come_back(tmp_path: Path) -> None:
+    with Worker(tmp_path, "--idle", "0.5") as worker, worker.raw() as client:
+        eventually(lambda: "unloaded" in worker.trace, "the models are let go")
+        eventually(lambda: not client.ask("status").body["models_loaded"], "and the status says so")
+        client.restore("a", "faces=1")
+        assert client.receive_final()[0].type == "result"
+        assert worker.trace.count("loaded") == 2
+        eventually(lambda: worker.trace.count("unloaded") == 2, "and once more")
+
+
+def test_kept_models_stay_until_asked(tmp_path: Path) -> None:
+    with Worker(tmp_path, "--keep", "--idle", "0") as worker, worker.raw() as client:
+        eventually(lambda: state(client) == "ready", "ready")
+        time.sleep(0.5)
+        status = StatusReply.from_wire(client.ask("status").body)
+        assert (status.models_loaded, status.idle_unload) == (("Fake",), None)
+        assert client.ask("unload").body == {"when": "now"}
+        assert client.ask("status").body["models_loaded"] == []
+        start_job(client, worker, "a", "faces=1;delay=0.3")
+        assert client.ask("unload").body == {"when": "later"}
+        assert client.receive_final()[0].type == "result"
+        eventually(lambda: worker.trace.count("unloaded") == 2, "unloaded after the job")
+
+
+@pytest.mark.parametrize("how", ["shutdown", "SIGTERM", "SIGINT"])
+def test_stopping_answers_open_jobs_and_leaves_nothing(tmp_path: Path, how: str) -> None:
+    with Worker(tmp_path) as worker, worker.raw() as client:
+        start_job(client, worker, "a", "faces=9;delay=0.5")
+        client.restore("b")
+        while client.receive_of(("accepted",)).id != "b":
+            pass
+        if how == "shutdown":
+            assert client.ask("shutdown").type == "ok"
+        else:
+            worker.process.send_signal(getattr(signal, how))
+        codes = {}
+        while len(codes) < 2:
+            header, _ = client.receive()
+            if header.type == "error":
+                codes[header.id] = header.body["code"]
+        assert codes == {"a": "stopping", "b": "stopping"}
+        assert worker.process.wait(20) == 0
+        assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["logs", "worker.lock"]
+
+
+def test_a_model_that_does_not_load_is_a_problem_not_the_end(tmp_path: Path) -> None:
+    with Worker(tmp_path, FAKE_ENGINE_START_FAILS="1") as worker, worker.raw() as client:
+        eventually(lambda: state(client) == "ready", "it tried")
+        assert client.ask("status").body["problem"] == "The model is broken. Get it again."
+        client.restore("a")
+        body = client.receive_final()[0].body
+        assert (body["code"], body["hint"]) == ("checkpoint", "Get it again.")
+
+
+def test_status_is_there_while_models_load(tmp_path: Path) -> None:
+    with Worker(tmp_path, FAKE_ENGINE_START_DELAY="1.5") as worker, worker.raw() as client:
+        assert state(client) == "loading"
+        client.restore("a")
+        assert client.receive_final()[0].type == "result"
+
+
+def test_two_at_once_exactly_one_stays(tmp_path: Path) -> None:
+    for attempt in range(5):
+        worker = Worker(tmp_path)
+        rivals = [worker.process, *(worker.spawn() for _ in range(2))]
+        eventually(lambda r=rivals: sum(p.poll() is None for p in r) == 1, f"one ({attempt})")
+        (winner,) = [p for p in rivals if p.poll() is None]
+        for process in rivals:
+            if process is not winner:
+                assert process.returncode == 0
+                said = process.stdout.read().decode()
+                found = json.loads(said.partition(": ")[2])
+                assert found["pid"] == winner.pid
+                assert "token" not in said
+                process.stdout.close()
+        worker.process = winner
+        assert worker.connection.pid == winner.pid
+        with worker.raw() as client:
+            assert client.ask("hello").body["pid"] == winner.pid
+        worker.end()
+        assert not worker.file.exists()
+
+
+def test_what_a_killed_worker_left_is_cleared(tmp_path: Path) -> None:
+    first = Worker(tmp_path)
+    eventually(lambda: first.file.exists(), "it runs")
+    old = first.connection
+    first.process.kill()
+    first.process.wait()
+    first.end()
+    first.file.with_name("worker.json.xyz.tmp").write_text("half")
+    with Worker(tmp_path) as second:
+        eventually(lambda: connection.read(second.file) not in (None, old), "a new file")
+        with second.raw() as client:
+            assert client.ask("hello").body["pid"] == second.process.pid
+        assert not list(second.file.parent.glob("*.tmp"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_home_that_is_no_unicode(tmp_path: Path) -> None:
+    home = Path(os.fsdecode(os.fsencode(tmp_path) + b"/h\xff"))
+    home.mkdir()
+    with Worker(home) as worker, worker.raw() as client:
+        status = StatusReply.from_wire(client.ask("status").body)
+        assert status.log.endswith("worker.log") and status.models_dir.endswith("models")
+
+
+def test_the_log_rotates(tmp_path: Path) -> None:
+    code = (
+        "import sys, logging; from pathlib import Path\n"
+        "from face_restore_worker.server.logs import set_up\n"
+        "log = set_up(Path(sys.argv[1]), 'info', also_stderr=False)\n"
+        "for n in range(50000): log.info('line %d %s', n, 'x' * 60)\n"
+    )
+    file = tmp_path / "logs" / "worker.log"
+    subprocess.run([sys.executable, "-c", code, str(file)], check=True)
+    sizes = {path.name: path.stat().st_size for path in file.parent.iterdir()}
+    assert sorted(sizes) == ["worker.log", "worker.log.1", "worker.log.2"]
+    assert max(sizes.values()) <= 1_000_000
+
+
+def test_a_folder_that_cannot_be_used_says_so(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file in the way")
+    env = {**os.environ, "FACE_RESTORE_HOME": str(tmp_path)}
+    result = subprocess.run(FAKE, env=env, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "not a folder" in result.stderr
+
+
+def test_the_server_imports_neither_torch_nor_numpy() -> None:
+    code = (
+        "import sys; import face_restore_worker.server.process, face_restore_worker.server.loop\n"
+        "import face_restore_worker.client.launch, face_restore_worker.client.session\n"
+        "print([m for m in ('torch', 'numpy', 'cv2') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr

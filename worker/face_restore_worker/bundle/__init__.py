@@ -1,0 +1,1 @@
+"""The offline bundle: everything a machine without a network needs, in one archive."""

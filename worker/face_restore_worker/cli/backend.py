@@ -1,0 +1,190 @@
+"""Who does the work: the worker, or this process with --no-worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from face_restore_shared.errors import FaceRestoreError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from face_restore_shared.schema import DetectOptions, Progress, RestoreOptions
+
+    from face_restore_worker.client.session import WorkerSession
+    from face_restore_worker.pipeline.types import Face, RestoreOutcome
+
+# stage, face counted from 1, number of faces, fraction of the picture 0 to 1
+Listener = Callable[[str, int, int, float], None]
+
+
+class Backend(Protocol):
+    """Finds and restores faces in (H, W, 3) sRGB pixels."""
+
+    def detect(
+        self, image: np.ndarray, options: DetectOptions, selection: np.ndarray | None
+    ) -> tuple[list[Face], str]:
+        """The faces and the detector's name."""
+        ...
+
+    def restore(
+        self,
+        image: np.ndarray,
+        *,
+        detect: DetectOptions,
+        restore: RestoreOptions,
+        faces: Sequence[Face] | None,
+        selection: np.ndarray | None,
+        listener: Listener,
+    ) -> RestoreOutcome:
+        """Restore the faces given, or all that are found."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connection or models."""
+        ...
+
+    def __enter__(self) -> Backend: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class WorkerBackend:
+    """Through the worker, which is started when none runs and restarted once when it dies.
+
+    tell: called with one sentence when a worker is started or was lost.
+    device: what --device says; a running worker on another kind of device is refused.
+    """
+
+    def __init__(self, device: str, tell: Callable[[str], None]) -> None:
+        from face_restore_worker.client.session import WorkerSession
+
+        options = [] if device == "auto" else ["--device", device]
+        self._session: WorkerSession = WorkerSession(options=options, on_event=tell)
+        self._device = device
+        self._tell = tell
+        self._checked = False
+
+    def __enter__(self) -> WorkerBackend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _check_worker(self) -> None:
+        """Whether a worker that ran already is what the user means: its device, its models."""
+        if self._checked:
+            return
+        from face_restore_shared import paths
+
+        status = self._session.client().status()
+        kind, models = status.device.kind, paths.shown(paths.models_dir())
+        if self._device != "auto" and kind and kind != self._device.partition(":")[0]:
+            raise FaceRestoreError(
+                f"The running worker uses {kind}, not {self._device}.",
+                hint=f"Run: face-restore worker restart --device {self._device} "
+                "(or add --no-worker).",
+                code="usage",
+            )
+        if status.models_dir and status.models_dir != models:
+            self._tell(
+                f"note: The running worker takes its models from {status.models_dir}, not from "
+                f"{models}. To change that: face-restore worker restart"
+            )
+        self._checked = True
+
+    def detect(
+        self, image: np.ndarray, options: DetectOptions, selection: np.ndarray | None
+    ) -> tuple[list[Face], str]:
+        self._check_worker()
+        found = self._session.detect(image, options=options, selection=selection)
+        return found.faces, found.detector
+
+    def restore(
+        self,
+        image: np.ndarray,
+        *,
+        detect: DetectOptions,
+        restore: RestoreOptions,
+        faces: Sequence[Face] | None,
+        selection: np.ndarray | None,
+        listener: Listener,
+    ) -> RestoreOutcome:
+        self._check_worker()
+
+        def on_progress(progress: Progress) -> None:
+            listener(progress.stage, progress.face, progress.faces, progress.fraction)
+
+        return self._session.restore(
+            image,
+            detect=detect,
+            restore=restore,
+            faces=faces,
+            selection=selection,
+            on_progress=on_progress,
+        )
+
+
+class LocalBackend:
+    """In this process."""
+
+    def __init__(self, args: Any) -> None:
+        from face_restore_worker.cli.settings import model_name
+        from face_restore_worker.pipeline.restore import Restorer
+
+        self._restorer = Restorer(
+            model=model_name(getattr(args, "model", "auto")),
+            device=args.device,
+            precision=getattr(args, "precision", "auto"),
+            detector=model_name(args.detector),
+        )
+
+    def __enter__(self) -> LocalBackend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._restorer.unload()
+
+    def detect(
+        self, image: np.ndarray, options: DetectOptions, selection: np.ndarray | None
+    ) -> tuple[list[Face], str]:
+        faces = self._restorer.detect(image, options, selection=selection)
+        return faces, self._restorer.detector_name
+
+    def restore(
+        self,
+        image: np.ndarray,
+        *,
+        detect: DetectOptions,
+        restore: RestoreOptions,
+        faces: Sequence[Face] | None,
+        selection: np.ndarray | None,
+        listener: Listener,
+    ) -> RestoreOutcome:
+        return self._restorer.restore(
+            image,
+            None if faces is None else list(faces),
+            options=restore,
+            detect=detect,
+            selection=selection,
+            progress=listener,
+        )
+
+
+def open_backend(args: Any, tell: Callable[[str], None]) -> Backend:
+    """The backend that the arguments ask for."""
+    if args.no_worker:
+        return LocalBackend(args)
+    return WorkerBackend(args.device, tell)

@@ -1,0 +1,117 @@
+"""``face-restore detect``: show the faces of pictures and their numbers; nothing is written."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from face_restore_shared.errors import FaceRestoreError
+
+from face_restore_worker.cli import settings
+from face_restore_worker.cli.exits import Exit, exit_for
+
+_EXAMPLES = """\
+examples:
+  face-restore detect group.jpg
+  face-restore detect 'album/*.jpg' --format json
+
+The numbers, from left to right, are those that `face-restore restore --faces` takes with
+the same options.
+"""
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the ``detect`` command to argparse's subparsers; ``run`` carries it out."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "detect",
+        help="show the faces in pictures and their numbers",
+        description="Show the faces in pictures; nothing is restored or written.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="picture, folder or pattern")
+    settings.add_detection_options(parser)
+    settings.add_general_options(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out ``face-restore detect ...``; returns the exit status."""
+    from face_restore_worker.cli import report as out
+    from face_restore_worker.cli.backend import open_backend
+    from face_restore_worker.cli.jobs import sources
+    from face_restore_worker.cli.runner import is_fatal
+
+    paths = sources(args.inputs, recursive=args.recursive)
+    reports: list[out.FileReport] = []
+    fatal: FaceRestoreError | None = None
+
+    def tell(text: str) -> None:
+        if not args.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    try:
+        with open_backend(args, tell) as backend:
+            for path in paths:
+                report = _one(path, args, backend)
+                reports.append(report)
+                if args.format == "text":
+                    _show(report)
+                if report.error is not None and is_fatal(report.error):
+                    fatal = report.error
+                    break
+    except FaceRestoreError as error:
+        fatal = error
+        out.say_error(error)
+    if args.format == "json":
+        out.print_json(reports, len(paths) - len(reports))
+    if fatal is not None:
+        return exit_for(fatal)
+    return Exit.SOME_FAILED if any(report.error for report in reports) else Exit.OK
+
+
+def _one(path: Path, args: argparse.Namespace, backend: Any) -> Any:
+    from face_restore_worker.cli.outputs import read_selection
+    from face_restore_worker.cli.report import FileReport, face_report, in_order
+    from face_restore_worker.images.names import printable
+    from face_restore_worker.images.read import read_image
+
+    report = FileReport(printable(path))
+    try:
+        picture = read_image(path, max_pixels=args.max_pixels)
+        selection = None
+        if args.selection is not None:
+            selection = read_selection(
+                Path(args.selection), picture.width, picture.height, args.max_pixels
+            )
+        options = settings.detect_options(args)
+        faces, report.detector = backend.detect(picture.working(), options, selection)
+        report.notes = picture.notes
+        report.faces = [face_report(i, face) for i, face in enumerate(in_order(faces), 1)]
+        if args.faces.numbers:
+            report.faces = [f for f in report.faces if f["number"] in args.faces.numbers]
+        report.status = "detected"
+    except FaceRestoreError as error:
+        report.error = error
+    return report
+
+
+def _show(report: Any) -> None:
+    from face_restore_worker.cli.report import say_error
+
+    if report.error is not None:
+        say_error(report.error)
+        return
+    count = len(report.faces)
+    faces = {0: "no face", 1: "1 face"}.get(count, f"{count} faces")
+    print(f"{report.name}: {faces} ({report.detector})")
+    for face in report.faces:
+        x0, y0, x1, y1 = face["box"]
+        print(
+            f"  {face['number']:>3}  at {x0:.0f}, {y0:.0f}, {x1 - x0:.0f} x {y1 - y0:.0f} pixels, "
+            f"score {face['score']:.2f}"
+        )
+    sys.stdout.flush()

@@ -1,0 +1,122 @@
+"""``face-restore``: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from face_restore_shared.errors import FaceRestoreError
+from face_restore_shared.version import __version__
+
+from face_restore_worker.cli import (
+    bundle,
+    compat,
+    detect,
+    doctor,
+    gimp,
+    models,
+    restore,
+    worker,
+)
+from face_restore_worker.cli.exits import Exit, describe_exits, exit_for
+from face_restore_worker.cli.jobs import UsageError
+from face_restore_worker.threads import share_processor
+
+_EPILOG = """\
+examples:
+  face-restore restore portrait.jpg -o restored.jpg
+  face-restore restore holiday/ -o holiday-restored/
+  face-restore models download gpen-bfr-2048
+  face-restore doctor
+
+GPEN's own command lines work as well, without a command in front:
+  face-restore --input a.jpg --output b.jpg --model_path weights/gpen-bfr-2048.pth --size 2048
+  face-restore --indir photos --outdir restored
+
+exit statuses:
+{exits}
+
+environment:
+  FACE_RESTORE_HOME    folder for everything this program keeps
+  FACE_RESTORE_MODELS  folder for the models
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets ``run`` to what carries it out."""
+    parser = argparse.ArgumentParser(
+        prog="face-restore",
+        description="Restore faces in photographs with GPEN-BFR-2048, locally and offline.",
+        epilog=_EPILOG.format(exits=describe_exits()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"face-restore {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    restore.add_parser(commands)
+    detect.add_parser(commands)
+    models.add_parser(commands)
+    worker.add_parser(commands)
+    worker.add_status_parser(commands)
+    gimp.add_parser(commands)
+    bundle.add_parser(commands)
+    doctor.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (see ``exits.Exit``)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _prepare_streams()
+    _end_on_sigterm()
+    share_processor()
+    try:
+        if compat.is_legacy(arguments):
+            arguments = compat.translate(arguments)
+        args = build_parser().parse_args(arguments)
+        status = int(args.run(args))
+        sys.stdout.flush()
+        return status
+    except UsageError as error:
+        _say(error)
+        return Exit.USAGE
+    except FaceRestoreError as error:
+        _say(error)
+        return exit_for(error)
+    except KeyboardInterrupt:
+        print("face-restore: interrupted.", file=sys.stderr)
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away, as `| head` does. Nothing more can be printed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.SOME_FAILED
+
+
+def _say(error: FaceRestoreError) -> None:
+    from face_restore_worker.cli.report import say_error
+
+    say_error(error)
+
+
+def _prepare_streams() -> None:
+    """File names of any bytes must not end the program when they are printed."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends as Ctrl-C does: the job is cancelled and no half-written file is left."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    # Not in another thread, where Python sets no handlers.
+    try:
+        signal.signal(signal.SIGTERM, handle)
+    except ValueError:
+        return

@@ -1,0 +1,295 @@
+"""Starting, finding and stopping the worker's process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import face_restore_shared
+from face_restore_shared import connection as connection_module
+from face_restore_shared import paths, wire
+from face_restore_shared.connection import Connection
+from face_restore_shared.errors import ConnectionFileError, FaceRestoreError
+from face_restore_shared.schema import StatusReply
+
+import face_restore_worker
+from face_restore_worker.client.client import WorkerClient
+from face_restore_worker.client.errors import (
+    START,
+    WorkerNotAnswering,
+    WorkerNotRunning,
+    WorkerStartFailed,
+)
+
+_PACKAGES = (face_restore_worker, face_restore_shared)
+
+START_SECONDS = 60.0
+STOP_SECONDS = 10.0
+POLL_SECONDS = 0.05
+OUTPUT_KEPT = 256 * 1024
+TAIL_LINES = 15
+
+# What GIMP, AppImage and desktop bundles set for their own libraries and Python.
+_SCRUBBED_PREFIXES = ("PYTHON", "GIMP", "GEGL", "BABL", "GTK_", "GDK_PIXBUF", "GIO_", "GI_")
+_SCRUBBED = ("APPDIR", "APPIMAGE", "ARGV0", "OWD", "LD_PRELOAD", "__PYVENV_LAUNCHER__")
+_FOLDERS = ("FACE_RESTORE_HOME", "FACE_RESTORE_MODELS", "FACE_RESTORE_CATALOGUE")
+_BUNDLED = ("APPDIR", "APPIMAGE", "GIMP3_PLUGINDIR", "GIMP3_DATADIR")
+
+
+def find() -> Connection | None:
+    """The running worker's connection, None when there is no file or its process is gone.
+
+    Raises ConnectionFileError when the file cannot be trusted.
+    """
+    found = connection_module.read(paths.connection_file())
+    return found if found is not None and process_alive(found) else None
+
+
+def process_alive(connection: Connection) -> bool:
+    """Whether the process that wrote the connection file still runs."""
+    import psutil
+
+    try:
+        process = psutil.Process(connection.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        # A number used again belongs to a process started after the file was written.
+        return bool(process.create_time() <= connection.started + 5)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+def status(timeout: float = 10.0) -> StatusReply | None:
+    """The running worker's status, None when none runs; raises when it does not answer."""
+    found = find()
+    if found is None:
+        return None
+    try:
+        with WorkerClient.connect(found, timeout) as client:
+            return client.status()
+    except WorkerNotRunning:
+        return None
+
+
+def ensure_worker(
+    start: bool = True,
+    timeout: float = START_SECONDS,
+    options: Sequence[str] = (),
+    *,
+    command: Sequence[str] | None = None,
+    on_start: Callable[[], None] | None = None,
+) -> Connection:
+    """A worker that answers: the running one, or one started now as a process of its own.
+
+    options: of the worker, as in `python -m face_restore_worker.server --help`; they count only
+    when it is started here. command: what to run instead of the installed worker. on_start: called
+    once before it is started. timeout: seconds it may take until it answers.
+    Raises WorkerNotRunning (start=False), WorkerStartFailed with the end of its log,
+    WorkerNotAnswering, ProtocolMismatch, ConnectionFileError.
+    """
+    deadline = time.monotonic() + timeout
+    running = _connect(min(timeout, 10.0))
+    if running is not None:
+        return running
+    if not start:
+        raise WorkerNotRunning("No worker is running.", hint=START)
+    if on_start is not None:
+        on_start()
+    output = paths.output_file()
+    offset = _prepare_output(output)
+    process = _spawn([*(command or _command()), "--quiet", *options], output)
+    while time.monotonic() < deadline:
+        running = _connect(max(0.5, deadline - time.monotonic()))
+        if running is not None:
+            return running
+        # Status 0: it found another worker, started at the same moment, which answers soon.
+        if process.poll() not in (None, 0):
+            raise WorkerStartFailed(
+                f"The worker ended at its start with status {process.returncode}: "
+                f"{_tail(output, offset) or 'it wrote nothing.'}",
+                hint=f"Its logs lie in {output.parent}; face-restore doctor checks the set-up.",
+            )
+        time.sleep(POLL_SECONDS)
+    raise WorkerStartFailed(
+        f"The worker (process {process.pid}) was not ready within {timeout:g} s. "
+        f"{_tail(output, offset)}".strip(),
+        hint=f"Its logs lie in {output.parent}.",
+    )
+
+
+def start(options: Sequence[str] = (), timeout: float = START_SECONDS) -> Connection:
+    """As ensure_worker."""
+    return ensure_worker(True, timeout, options)
+
+
+def stop(timeout: float = STOP_SECONDS) -> bool:
+    """End the running worker, by force when it does not end by itself; False when none runs.
+
+    Raises FaceRestoreError (code "worker-stop") when it cannot be ended.
+    """
+    found = find()
+    if found is None:
+        return False
+    with contextlib.suppress(FaceRestoreError):
+        with WorkerClient.connect(found, timeout=min(timeout, 3.0)) as client:
+            client.shutdown()
+        if _wait_gone(found, timeout):
+            return True
+    kill(found)
+    return True
+
+
+def kill(connection: Connection, grace: float = 3.0) -> None:
+    """End a worker that does not answer: SIGTERM, then SIGKILL; clears its connection file."""
+    import psutil
+
+    try:
+        if process_alive(connection):
+            process = psutil.Process(connection.pid)
+            process.terminate()
+            if not _wait_gone(connection, grace):
+                process.kill()
+    except psutil.NoSuchProcess:
+        pass
+    except psutil.AccessDenied as error:
+        raise _not_stopped(connection) from error
+    if not _wait_gone(connection, grace):
+        raise _not_stopped(connection)
+    connection_module.remove(paths.connection_file(), connection.token)
+
+
+def restart(options: Sequence[str] = (), timeout: float = START_SECONDS) -> Connection:
+    """Stop the worker if one runs, and start one."""
+    try:
+        stop()
+    except ConnectionFileError:
+        # The new worker replaces the file; if the old one still runs it says so.
+        paths.connection_file().unlink(missing_ok=True)
+    return ensure_worker(True, timeout, options)
+
+
+def environment() -> dict[str, str]:
+    """The environment for a worker, without what belongs to GIMP or a bundle.
+
+    LD_LIBRARY_PATH stays unless a bundle set it: some systems need it for CUDA.
+    """
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_SCRUBBED_PREFIXES) and name not in _SCRUBBED
+    }
+    if any(name in os.environ for name in _BUNDLED):
+        env.pop("LD_LIBRARY_PATH", None)
+    for name in _FOLDERS:  # the worker lives in another folder
+        if env.get(name):
+            env[name] = str(Path(env[name]).expanduser().absolute())
+    roots = [str(Path(module.__file__ or "").resolve().parents[1]) for module in _PACKAGES]
+    checkout = [root for root in roots if "site-packages" not in Path(root).parts]
+    if checkout:
+        env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(checkout))
+    return env
+
+
+def _packages() -> list[object]:
+    import face_restore_shared
+
+    import face_restore_worker
+
+    return [face_restore_worker, face_restore_shared]
+
+
+def _command() -> list[str]:
+    # -P: a file torch.py in the home folder must not be taken for torch.
+    return [sys.executable, "-P", "-m", "face_restore_worker.server"]
+
+
+def _connect(timeout: float) -> Connection | None:
+    """The running worker when it answers; None when there is none (or it is just ending)."""
+    found = find()
+    if found is None:
+        return None
+    wire.raise_mismatch(found.protocol, peer="worker")
+    try:
+        WorkerClient.connect(found, timeout).close()
+    except WorkerNotRunning:
+        return None
+    except WorkerNotAnswering:
+        if find() != found:  # it ended meanwhile
+            return None
+        raise
+    return found
+
+
+def _prepare_output(path: Path) -> int:
+    """Make room in the file of the standard streams; returns where new text will begin."""
+    paths.private_folder(path.parent)
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return 0
+    if size > OUTPUT_KEPT:
+        path.write_bytes(b"")
+        return 0
+    return size
+
+
+def _spawn(command: list[str], output: Path) -> subprocess.Popen[bytes]:
+    """Start a process of its own session, its streams in `output`, in the home folder."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    home = os.path.expanduser("~")  # noqa: PTH111 - does not raise
+    detach: Mapping[str, object] = (
+        {"creationflags": 0x00000008 | 0x00000200 | 0x08000000}  # detached, own group, no window
+        if os.name == "nt"
+        else {"start_new_session": True}
+    )
+    try:
+        with os.fdopen(os.open(output, flags, 0o600), "ab") as stream:
+            return subprocess.Popen(  # type: ignore[call-overload]
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                cwd=home if Path(home).is_dir() else None,
+                env=environment(),
+                **detach,
+            )
+    except OSError as error:
+        raise WorkerStartFailed(
+            f"The worker could not be started: {error}.",
+            hint="face-restore doctor checks the set-up.",
+        ) from error
+
+
+def _tail(path: Path, offset: int) -> str:
+    """The last lines written since `offset`."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            text = file.read(OUTPUT_KEPT).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(text.strip().splitlines()[-TAIL_LINES:])
+
+
+def _wait_gone(connection: Connection, timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while process_alive(connection):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _not_stopped(connection: Connection) -> FaceRestoreError:
+    return FaceRestoreError(
+        f"The worker (process {connection.pid}) could not be ended.",
+        hint="End this process with the system's own means.",
+        code="worker-stop",
+    )

@@ -1,0 +1,1 @@
+"""Bringing the plug-in into GIMP."""

@@ -1,0 +1,352 @@
+"""Finding the faces of a photograph of any size with a RetinaFace.
+
+RetinaFace misses faces of more than about 600 px and, whatever its smallest anchor, many of less
+than about 30. So it runs on a pyramid: the photograph magnified where small faces are asked for,
+as it is, and shrunk by 3, 9, 27, ..., in tiles wherever a level is large, each level overlapping
+its neighbours' range. One suppression over all levels follows, then a second look at each face
+(see refine.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from face_restore_shared.options import DetectOptions
+from numpy.typing import NDArray
+
+from face_restore_worker.errors import ImageError
+from face_restore_worker.pipeline import pyramid
+from face_restore_worker.pipeline.anchors import STRIDE
+from face_restore_worker.pipeline.nms import suppress, suppress_nested
+from face_restore_worker.pipeline.pyramid import Level, Picture, Rect
+from face_restore_worker.pipeline.refine import refine
+from face_restore_worker.pipeline.types import Face
+from face_restore_worker.pipeline.views import Candidates, Network, compose, placed, turned
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+TILE = 1024
+OVERLAP = 128
+FACE_MARGIN = 0.1
+"""Share of its side a face keeps from a tile's cut. So every face up to OVERLAP / 1.2 = 107 pixels
+lies whole in some tile; the next level shows larger ones at 36 pixels or more."""
+MIN_ON_COARSE = 16.0
+"""Smaller ones on a shrunk level are the finer level's, which sees them better."""
+MAX_ON_MAGNIFIED = 64.0
+"""Larger ones (in pixels of the photograph) are surely seen without magnifying."""
+REACH = 30.0
+"""Height in the network's pixels from which it finds nearly every face (measured: a MobileNet-0.25
+RetinaFace finds 93 % at 32 px and 50 % at 24 px)."""
+MAGNIFICATIONS = {3: 0.25, 2: 1.0}
+"""Factor and the share of the budget it may take: tripling finds faces of 14 to 18 pixels, and is
+worth it only where it is quick."""
+TILE_COST = 1.35
+"""Pixels put through the network per pixel of the finest level: overlaps and coarser levels."""
+FLAT_RANGE = 8
+"""A tile is passed over where gray values differ by no more than this of 255 within FLAT_WINDOW
+pixels of the photograph anywhere: sky, walls, blur. A face's eyes differ from its skin by more."""
+FLAT_WINDOW = 17
+MAX_FACES = 1000
+"""Bounds the second look; no photograph shows more faces than this one by one."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How a detector's weights behave; see FaceDetector. budgets: for the CPU, for a GPU."""
+
+    variant: str
+    threshold: float
+    reach: float
+    confirm: float
+    refine_all: bool
+    budgets: tuple[float, float]
+
+
+PROFILES = {
+    "retinaface-resnet50": Profile("resnet50", 0.8, REACH, 0.0, False, (16.0, 2000.0)),
+    "retinaface-mobile0.25": Profile("mobile0.25", 0.8, REACH, 0.0, True, (560.0, 4000.0)),
+    "builtin-detector": Profile("mobile0.25", 0.75, REACH, 0.25, True, (560.0, 4000.0)),
+}
+
+
+def load_detector(
+    path: str | Path,
+    model_id: str,
+    *,
+    device: torch.device | str = "cpu",
+    name: str = "",
+) -> FaceDetector:
+    """The detector of a model file, with the settings that suit its weights.
+
+    model_id: the catalogue's id; unknown ones are taken for one of facexlib's by their tensors.
+    Half precision on CUDA. Raises CheckpointError where the file is not that network.
+    """
+    import torch
+
+    from face_restore_worker.pipeline.facexlib_nets import load_retinaface
+
+    gpu = torch.device(device).type == "cuda"
+    profile = PROFILES.get(model_id)
+    network = load_retinaface(
+        path,
+        variant=profile.variant if profile else None,
+        device=device,
+        precision="fp16" if gpu else "fp32",
+    )
+    if profile is None:
+        light = sum(p.numel() for p in network.parameters()) < 2_000_000
+        profile = PROFILES["retinaface-mobile0.25" if light else "retinaface-resnet50"]
+    return FaceDetector(
+        network,
+        device=device,
+        threshold_default=profile.threshold,
+        name=name or model_id,
+        reach=profile.reach,
+        confirm=profile.confirm,
+        refine_all=profile.refine_all,
+        budget=profile.budgets[gpu],
+    )
+
+
+class FaceDetector:
+    """Finds faces with a RetinaFace network.
+
+    Args:
+        network: see ``views.Network``; already on `device`, in evaluation mode.
+        device: where it runs.
+        threshold_default: score from which a find is a face where the options name none, 0 to 1.
+        name: shown to the user.
+        reach: height in the network's own pixels from which it finds nearly every face; decides how
+            far the photograph is magnified for `min_face`.
+        budget: megapixels the first pass may put through the network for one photograph. Where
+            min_face asks for more, the search begins at larger faces: see `smallest_searched`.
+        confirm: score a face must reach at the second look, too, where all are looked at twice;
+            0 for networks that seldom err.
+        refine_all: look at each face twice. False leaves out those the first pass saw at a good
+            size, for networks whose first look is as good and whose second is expensive.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        device: torch.device | str = "cpu",
+        threshold_default: float = 0.8,
+        name: str = "",
+        reach: float = REACH,
+        budget: float = 400.0,
+        confirm: float = 0.0,
+        refine_all: bool = True,
+    ) -> None:
+        self.network = Network(network, device)
+        self.threshold_default = threshold_default
+        self.name = name
+        self.reach = reach
+        self.budget = budget
+        self.confirm = confirm
+        self.refine_all = refine_all
+
+    def detect(
+        self,
+        image: NDArray[Any],
+        options: DetectOptions | None = None,
+        selection: NDArray[Any] | None = None,
+    ) -> list[Face]:
+        """The faces of `image`, best score first; an empty list where there are none.
+
+        image: (H, W, 3) RGB or (H, W) gray, uint8, uint16 or float32 in [0, 1], any size.
+        selection: (H, W), uint8 or bool; only faces whose centre is selected (128 or more) count.
+        Raises ImageError for arrays of another form.
+        """
+        options = options or DetectOptions()
+        picture = Picture(image)
+        wanted = _wanted(picture, options.region, selection)
+        if wanted is None:
+            return []
+        threshold = self.threshold_default if options.threshold is None else options.threshold
+        scale = self._finest_scale(wanted, options)
+        levels = pyramid.build_levels(picture, max(round(1 / scale), 1))
+        # Faces of about 30 pixels are seen worst at 3 times their size: each magnification counts.
+        magnified = [pyramid.magnified(picture, times) for times in range(round(scale), 1, -1)]
+        searched = [*magnified, *levels]
+        quarters = (0, 1, 2, 3) if options.rotations else (0,)
+        found = []
+        for level in searched:
+            smallest = MIN_ON_COARSE if level in levels[1:] else 0.0
+            largest = MAX_ON_MAGNIFIED if level.factor < 1 else np.inf
+            for tile in _tiles(level, wanted, entire=level is levels[-1]):
+                for faces in self._search(level, tile, quarters, threshold):
+                    sides = faces.sides / level.factor
+                    found.append(faces.take((sides >= smallest) & (sides <= largest)))
+        faces = _distinct(Candidates.join(found))
+        faces = faces.take(_near(faces, wanted)[:MAX_FACES].nonzero()[0])
+        faces = _distinct(self._refined(levels, faces))
+        return _chosen(faces.take(_centred(faces, wanted, selection)), options)
+
+    def smallest_searched(self, shape: tuple[int, ...], options: DetectOptions) -> float:
+        """Height in pixels from which nearly every face is found in a picture of (H, W, ...).
+
+        At least `min_face`; more where that would exceed the budget.
+        """
+        rect = (0, 0, shape[1], shape[0])
+        if options.region is not None:
+            x, y, width, height = options.region
+            rect = (x, y, min(x + width, shape[1]), min(y + height, shape[0]))
+        return max(options.min_face, self.reach / self._finest_scale(rect, options))
+
+    def _finest_scale(self, wanted: Rect, options: DetectOptions) -> float:
+        """Network pixels per pixel of the photograph of the finest level: 3, 2, 1, 1/2, 1/3, ..."""
+        needed = self.reach / max(options.min_face, 1.0)
+        width, height = wanted[2] - wanted[0], wanted[3] - wanted[1]
+        megapixels = width * height / 1e6 * (4 if options.rotations else 1)
+        affordable = math.sqrt(self.budget / (megapixels * TILE_COST))
+        for times, share in MAGNIFICATIONS.items():
+            if times - 0.9 < needed and times <= affordable * math.sqrt(share):
+                return times
+        shrink = min(math.floor(1 / needed), max(width, height) // pyramid.COARSEST_SIDE)
+        return 1 / max(shrink, math.ceil(1 / affordable), 1)
+
+    def _search(
+        self, level: Level, tile: Rect, quarters: Sequence[int], threshold: float
+    ) -> Iterator[Candidates]:
+        """The faces of one tile in photograph coordinates, for each turn of it."""
+        pixels = level.read(tile)
+        if level.factor <= 1 and _flat(pixels, level.factor):
+            return
+        height, width = pixels.shape[:2]
+        for quarter in quarters:
+            view = np.ascontiguousarray(np.rot90(pixels, quarter))
+            found = self.network.find([view], threshold)[0]
+            back = compose(placed(1.0, tile[0], tile[1]), turned(quarter, width, height))
+            in_level = found.mapped(back)
+            in_level = in_level.take(_complete(in_level, tile, level))
+            best = suppress(in_level.boxes, in_level.scores)
+            yield in_level.take(best).mapped(placed(level.factor, 0, 0))
+
+    def _refined(self, levels: Sequence[Level], faces: Candidates) -> Candidates:
+        if self.refine_all or len(faces) == 0:
+            return refine(self.network, levels, faces, mirror=True, confirm=self.confirm)
+        size = faces.sides / faces.scales
+        again = (size < 60) | (size > 320)
+        looked = refine(self.network, levels, faces.take(again), mirror=False, confirm=0)
+        boxes, landmarks = faces.boxes.copy(), faces.landmarks.copy()
+        boxes[again], landmarks[again] = looked.boxes, looked.landmarks
+        return Candidates(boxes, landmarks, faces.scores, faces.scales)
+
+
+def _wanted(
+    picture: Picture, region: tuple[int, int, int, int] | None, selection: NDArray[Any] | None
+) -> Rect | None:
+    """The rectangle that centres may lie in, None where there is none."""
+    x0, y0, x1, y1 = 0, 0, picture.width, picture.height
+    if region is not None:
+        x, y, width, height = region
+        x0, y0, x1, y1 = max(x0, x), max(y0, y), min(x1, x + width), min(y1, y + height)
+    if selection is not None:
+        if selection.shape != (picture.height, picture.width):
+            raise ImageError(
+                f"The selection of {selection.shape} does not fit the picture of "
+                f"{(picture.height, picture.width)} (height, width).",
+                hint="Give a selection of the picture's own size.",
+                code="selection-form",
+            )
+        selected = _selected(selection)
+        columns, rows = np.flatnonzero(selected.any(axis=0)), np.flatnonzero(selected.any(axis=1))
+        if len(columns) == 0:
+            return None
+        x0, x1 = max(x0, int(columns[0])), min(x1, int(columns[-1]) + 1)
+        y0, y1 = max(y0, int(rows[0])), min(y1, int(rows[-1]) + 1)
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def _selected(selection: NDArray[Any]) -> NDArray[np.bool_]:
+    if selection.dtype == np.bool_:
+        return selection
+    if selection.dtype == np.uint8:
+        return selection >= 128
+    raise ImageError(f"A selection is uint8 or bool, not {selection.dtype}.", code="selection-form")
+
+
+def _tiles(level: Level, wanted: Rect, entire: bool) -> list[Rect]:
+    """Tiles of what lies around `wanted` (photograph pixels), in the level's pixels.
+
+    `entire` covers all of the level: a large face reaches far beyond its centre.
+    """
+    area = (0, 0, level.width, level.height)
+    if not entire:
+        x0, y0 = (max(int(v // level.factor) - OVERLAP, 0) for v in wanted[:2])
+        x1, y1 = (int(-(-v // level.factor)) + OVERLAP for v in wanted[2:])
+        area = (x0, y0, min(x1, level.width), min(y1, level.height))
+    return pyramid.tiles(area, TILE, OVERLAP, STRIDE)
+
+
+def _flat(pixels: NDArray[np.uint8], factor: float) -> bool:
+    """Whether a tile of a level of `factor` shows nothing that could be a face."""
+    import cv2
+
+    gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    if factor < 1:
+        gray = cv2.resize(gray, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    gray = cv2.blur(gray, (5, 5))  # grain is no detail
+    window = np.ones((FLAT_WINDOW, FLAT_WINDOW), np.uint8)
+    spread = cv2.subtract(cv2.dilate(gray, window), cv2.erode(gray, window))
+    return int(spread.max()) <= FLAT_RANGE
+
+
+def _complete(found: Candidates, tile: Rect, level: Level) -> NDArray[np.bool_]:
+    """Which faces keep a margin to those sides of their tile that cut through the level."""
+    margin = FACE_MARGIN * found.sides
+    boxes = found.boxes
+    return (
+        ((boxes[:, 0] - margin >= tile[0]) | (tile[0] <= 0))
+        & ((boxes[:, 1] - margin >= tile[1]) | (tile[1] <= 0))
+        & ((boxes[:, 2] + margin <= tile[2]) | (tile[2] >= level.width))
+        & ((boxes[:, 3] + margin <= tile[3]) | (tile[3] >= level.height))
+    )
+
+
+def _distinct(found: Candidates) -> Candidates:
+    """One of those that are the same face, best score first."""
+    found = found.take(suppress(found.boxes, found.scores))
+    return found.take(suppress_nested(found.boxes, found.scores))
+
+
+def _near(found: Candidates, wanted: Rect) -> NDArray[np.bool_]:
+    """Whose centre lies in `wanted`, or so close that the second look may bring it there."""
+    centres = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+    slack = 0.25 * found.sides[:, None]
+    inside = (centres >= np.array(wanted[:2]) - slack) & (centres <= np.array(wanted[2:]) + slack)
+    result: NDArray[np.bool_] = np.all(inside, axis=1)
+    return result
+
+
+def _centred(found: Candidates, wanted: Rect, selection: NDArray[Any] | None) -> NDArray[np.bool_]:
+    """Whose centre lies in `wanted` and is selected."""
+    pixels = np.floor((found.boxes[:, :2] + found.boxes[:, 2:]) / 2).astype(np.intp)
+    inside: NDArray[np.bool_] = np.all((pixels >= wanted[:2]) & (pixels < wanted[2:]), axis=1)
+    if selection is not None:
+        pixels = pixels[inside]
+        inside[inside] = _selected(selection[pixels[:, 1], pixels[:, 0]])
+    return inside
+
+
+def _chosen(found: Candidates, options: DetectOptions) -> list[Face]:
+    """The faces the options keep, best score first, in a face's own coordinates."""
+    heights = found.boxes[:, 3] - found.boxes[:, 1]
+    found = found.take(heights >= options.min_face)
+    found = found.take(np.argsort(-found.scores, kind="stable"))
+    if options.only_largest and len(found):
+        found = found.take(np.array([np.argmax(found.sides)]))
+    if options.max_faces:
+        found = found.take(np.arange(min(len(found), options.max_faces)))
+    return [
+        Face(box=box, score=float(score), landmarks=points - 0.5)
+        for box, score, points in zip(found.boxes, found.scores, found.landmarks, strict=True)
+    ]
