@@ -239,7 +239,7 @@ def test_a_fitting_torchvision_is_not_touched() -> None:
         "    if not hasattr(torch.ops.torchvision, name):\n"
         "        own.define(name + '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
         "from face_restore_worker.pipeline import facexlib_nets\n"
-        "facexlib_nets.build_retinaface('resnet50')\n"
+        "facexlib_nets.build_parsenet()\n"
         "print(len(facexlib_nets._libraries))\n"
     )
     result = python(code)

@@ -1,13 +1,13 @@
 """facexlib's networks, built without its downloads and loaded strictly from a file.
 
-Only facexlib's modules are used, never its ``init_*`` functions, which fetch weights by themselves
-and load them unchecked.
+RetinaFace is the project's own module of the same function, so that a worker starts without
+torchvision. Of facexlib only ParseNet's module is used, never its ``init_*`` functions, which fetch
+weights by themselves and load them unchecked.
 """
 
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -64,14 +64,14 @@ def import_torchvision() -> None:
 
 def _no_torchvision(error: Exception) -> FaceRestoreError:
     return FaceRestoreError(
-        f"torchvision, which the face detector needs, cannot be imported: {error}",
+        f"torchvision, which facexlib's ParseNet needs, cannot be imported: {error}",
         hint="Install the torchvision that belongs to the installed torch.",
         code="torchvision",
     )
 
 
 def build_retinaface(variant: str) -> nn.Module:
-    """facexlib's RetinaFace without weights, on the meta device, in evaluation mode.
+    """RetinaFace without weights, on the meta device, in evaluation mode.
 
     variant: "resnet50" or "mobile0.25". Input (N, 3, H, W) BGR 0 to 255 less (104, 117, 123);
     output offsets (N, A, 4), probabilities (N, A, 2), landmarks (N, A, 10).
@@ -80,14 +80,10 @@ def build_retinaface(variant: str) -> nn.Module:
         raise ValueError(f"RetinaFace is {' or '.join(RETINAFACE_VARIANTS)}, not {variant!r}")
     import torch
 
-    import_torchvision()
-    from facexlib.detection.retinaface import RetinaFace
+    from face_restore_worker.network.retinaface import RetinaFace
 
-    meta = torch.device("meta")
-    with meta, warnings.catch_warnings():
-        # facexlib asks for an untrained backbone by an argument torchvision has renamed.
-        warnings.simplefilter("ignore", UserWarning)
-        network: nn.Module = RetinaFace(variant, device=meta)
+    with torch.device("meta"):
+        network: nn.Module = RetinaFace(variant)
     return network.eval().requires_grad_(False)
 
 
