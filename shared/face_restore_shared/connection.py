@@ -31,7 +31,8 @@ class Connection:
 
     endpoint: "tcp://127.0.0.1:PORT". token: 256 bits as 64 hex digits, the PLAIN password; it
     never shows in repr(). pid: of the worker. protocol: the version it speaks. version: of the
-    package. started: seconds since the epoch. log: path of the worker's log.
+    package. started: seconds since the epoch. log: path of the worker's log. born: see `birth`;
+    with pid it names the process whatever the clock does, None where the system does not say.
     """
 
     endpoint: str
@@ -41,6 +42,7 @@ class Connection:
     version: str
     started: float
     log: str
+    born: int | None = None
 
     @property
     def port(self) -> int:
@@ -52,6 +54,20 @@ class Connection:
         values = asdict(self)
         del values["token"]
         return values
+
+
+def birth(pid: int) -> int | None:
+    """When a process started, in the system's ticks since the machine did (Linux: proc(5), stat).
+
+    The same number for the process's whole life, also when the clock is set; None when there is
+    no such process or the system does not say.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+        # The name, in parentheses, may hold anything; starttime is the 22nd field.
+        return int(text.rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def write(path: Path, connection: Connection) -> None:
@@ -124,7 +140,10 @@ def parse(data: bytes, path: Path) -> Connection:
             raise _error(path, f"lacks the field {name}")
         if not good(values[name]):
             raise _error(path, f"has a wrong value for {name}")
-    return Connection(**{name: values[name] for name in checks})
+    born = values.get("born")
+    if born is not None and not (type(born) is int and 0 <= born < 1 << 63):
+        raise _error(path, "has a wrong value for born")
+    return Connection(**{name: values[name] for name in checks}, born=born)
 
 
 def remove(path: Path, token: str | None = None) -> None:

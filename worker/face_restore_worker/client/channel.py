@@ -26,6 +26,7 @@ PING_MS = 500
 PING_TIMEOUT_MS = 2400
 LINGER_MS = 300
 FLUSH_MS = 100
+PATIENCE_SECONDS = 1.0  # before the system is asked whether a silent worker was stopped
 
 _BROKEN = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -135,10 +136,13 @@ class Channel:
         where = f"the worker (process {self.connection.pid}, {self.connection.endpoint})"
         while True:
             left = deadline - time.monotonic()
-            if left <= 0 or not self._monitor.poll(int(left * 1000) + 1):
+            if left <= 0:
                 raise WorkerNotAnswering(
                     f"There was no answer from {where} within {timeout:g} s.", hint=RESTART
                 )
+            if not self._monitor.poll(int(min(left, PATIENCE_SECONDS) * 1000) + 1):
+                self._check_stopped()
+                continue
             event = recv_monitor_message(self._monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 return
@@ -152,8 +156,27 @@ class Channel:
             if event & _BROKEN:
                 raise WorkerNotRunning(f"Nothing was reached of {where}.", hint=START)
 
+    def _check_stopped(self) -> None:
+        """Raise when the worker's process is stopped: then waiting does not help."""
+        pid = self.connection.pid
+        if is_stopped(pid):
+            raise WorkerNotAnswering(
+                f"The worker (process {pid}) does not answer: its process was stopped (SIGSTOP).",
+                hint=f"Let it go on: kill -CONT {pid}. {RESTART}",
+            )
+
     def _lost_error(self) -> WorkerLost:
         return lost(self.connection, "The connection to the worker broke")
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal, and will do nothing until it is continued."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
 
 
 def lost(connection: Connection, what: str) -> WorkerLost:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from face_restore_shared.errors import ConnectionFileError, FaceRestoreError
 from face_restore_shared.schema import StatusReply
 
 import face_restore_worker
+from face_restore_worker.client.channel import is_stopped
 from face_restore_worker.client.client import WorkerClient
 from face_restore_worker.client.errors import (
     START,
@@ -31,6 +33,7 @@ _PACKAGES = (face_restore_worker, face_restore_shared)
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.05
+PATIENCE_SECONDS = 1.0  # with a worker that was stopped or made way for another
 OUTPUT_KEPT = 256 * 1024
 TAIL_LINES = 15
 
@@ -58,6 +61,8 @@ def process_alive(connection: Connection) -> bool:
         process = psutil.Process(connection.pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
+        if connection.born is not None:
+            return connection_module.birth(connection.pid) == connection.born
         # A number used again belongs to a process started after the file was written.
         return bool(process.create_time() <= connection.started + 5)
     except psutil.NoSuchProcess:
@@ -102,26 +107,56 @@ def ensure_worker(
         raise WorkerNotRunning("No worker is running.", hint=START)
     if on_start is not None:
         on_start()
-    output = paths.output_file()
-    offset = _prepare_output(output)
-    process = _spawn([*(command or _command()), "--quiet", *options], output)
-    while time.monotonic() < deadline:
-        running = _connect(max(0.5, deadline - time.monotonic()))
-        if running is not None:
-            return running
-        # Status 0: it found another worker, started at the same moment, which answers soon.
-        if process.poll() not in (None, 0):
+    return _Start([*(command or _command()), "--quiet", *options]).wait(deadline, timeout)
+
+
+class _Start:
+    """A worker being started."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._command = command
+        self._output = paths.output_file()
+        self._offset = _prepare_output(self._output)
+        self._spawn()
+
+    def _spawn(self) -> None:
+        self._process = _spawn(self._command, self._output)
+        self._since = time.monotonic()  # it was last seen in order
+
+    def wait(self, deadline: float, timeout: float) -> Connection:
+        """The worker's connection once one answers; raises WorkerStartFailed."""
+        while time.monotonic() < deadline:
+            running = _connect(max(0.5, deadline - time.monotonic()))
+            if running is not None:
+                return running
+            self._check()
+            time.sleep(POLL_SECONDS)
+        raise WorkerStartFailed(
+            f"The worker (process {self._process.pid}) was not ready within {timeout:g} s. "
+            f"{_tail(self._output, self._offset)}".strip(),
+            hint=f"Its logs lie in {self._output.parent}.",
+        )
+
+    def _check(self) -> None:
+        """Raise when it ended or was stopped; start it again when it made way for another."""
+        status, pid = self._process.poll(), self._process.pid
+        if status not in (None, 0):
             raise WorkerStartFailed(
-                f"The worker ended at its start with status {process.returncode}: "
-                f"{_tail(output, offset) or 'it wrote nothing.'}",
-                hint=f"Its logs lie in {output.parent}; face-restore doctor checks the set-up.",
+                f"The worker ended at its start with status {status}: "
+                f"{_tail(self._output, self._offset) or 'it wrote nothing.'}",
+                hint=f"Its logs lie in {self._output.parent}; face-restore doctor checks the "
+                "set-up.",
             )
-        time.sleep(POLL_SECONDS)
-    raise WorkerStartFailed(
-        f"The worker (process {process.pid}) was not ready within {timeout:g} s. "
-        f"{_tail(output, offset)}".strip(),
-        hint=f"Its logs lie in {output.parent}.",
-    )
+        if status is None and not is_stopped(pid):
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since > PATIENCE_SECONDS:
+            if status is None:
+                raise WorkerStartFailed(
+                    f"The worker (process {pid}) was stopped while it started.",
+                    hint=f"Let it go on (kill -CONT {pid}) or end it (kill -KILL {pid}).",
+                )
+            # Status 0: it found another worker, started at the same moment, which has ended since.
+            self._spawn()
 
 
 def start(options: Sequence[str] = (), timeout: float = START_SECONDS) -> Connection:
@@ -232,12 +267,12 @@ def _prepare_output(path: Path) -> int:
     paths.private_folder(path.parent)
     try:
         size = path.stat().st_size
-    except FileNotFoundError:
-        return 0
-    if size > OUTPUT_KEPT:
-        path.write_bytes(b"")
-        return 0
-    return size
+        if size <= OUTPUT_KEPT:
+            return size
+        os.truncate(path, 0)
+    except OSError:  # not there; whatever else is wrong shows when it is opened
+        pass
+    return 0
 
 
 def _spawn(command: list[str], output: Path) -> subprocess.Popen[bytes]:
@@ -251,7 +286,7 @@ def _spawn(command: list[str], output: Path) -> subprocess.Popen[bytes]:
     )
     try:
         with os.fdopen(os.open(output, flags, 0o600), "ab") as stream:
-            return subprocess.Popen(  # type: ignore[call-overload]
+            process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
@@ -265,6 +300,9 @@ def _spawn(command: list[str], output: Path) -> subprocess.Popen[bytes]:
             f"The worker could not be started: {error}.",
             hint="face-restore doctor checks the set-up.",
         ) from error
+    # So that no zombie stays when the worker ends before this process does.
+    threading.Thread(target=process.wait, name="reaper", daemon=True).start()
+    return process
 
 
 def _tail(path: Path, offset: int) -> str:

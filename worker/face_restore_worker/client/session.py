@@ -81,6 +81,8 @@ class WorkerSession:
         try:
             return job(self._connected())
         except (WorkerLost, WorkerNotAnswering) as error:
+            if self._client is None and isinstance(error, WorkerNotAnswering):
+                raise  # it was like that before: trying again only makes the user wait
             lost = error
         except FaceRestoreError as error:
             # A worker told to stop while it had our job; a job refused is not tried again.

@@ -18,7 +18,8 @@ class Limits:
 
     jobs_per_client, jobs: waiting or running, for one client and in all.
     queued_bytes: of pixels in all jobs that have not ended; a job that comes while nothing waits
-        or runs is always taken.
+        or runs is always taken. Also of results that one client has not taken yet, of which there
+        may be jobs_per_client.
     """
 
     jobs_per_client: int = 32
@@ -78,8 +79,11 @@ class JobQueue:
         """The client's unanswered jobs."""
         return [job for job in self if job.client == client]
 
-    def add(self, job: Job) -> None:
-        """Append; raises FaceRestoreError with code "busy" when a limit is reached."""
+    def add(self, job: Job, untaken: int = 0, untaken_bytes: int = 0) -> None:
+        """Append; raises FaceRestoreError with code "busy" when a limit is reached.
+
+        untaken, untaken_bytes: results under way to the client that it has not read.
+        """
         own = sum(1 for other in self if other.client == job.client)
         total = sum(1 for _ in self)
         held = sum(other.nbytes for other in self.waiting)
@@ -88,6 +92,8 @@ class JobQueue:
         hint = "Wait for results before sending more pictures."
         if own >= self.limits.jobs_per_client:
             why = f"This client has {own} pictures waiting already"
+        elif untaken >= self.limits.jobs_per_client or untaken_bytes > self.limits.queued_bytes:
+            why = f"This client has left {untaken} results unread"
         elif total >= self.limits.jobs:
             why = f"The worker has {total} pictures waiting already"
         elif total and held + job.nbytes > self.limits.queued_bytes:

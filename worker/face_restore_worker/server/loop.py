@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 from face_restore_shared import paths
-from face_restore_shared.connection import Connection
+from face_restore_shared.connection import Connection, birth
 from face_restore_shared.schema import PROTOCOL_VERSION
 from face_restore_shared.version import __version__
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 RECEIVE_BATCH = 16
 UPKEEP_SECONDS = 5.0
+MOST_FAILURES = 20  # in a row, before the worker ends
 
 
 class Server:
@@ -80,6 +81,7 @@ class Server:
             version=__version__,
             started=time.time(),
             log=self._log_path,
+            born=birth(os.getpid()),
         )
 
     @property
@@ -95,25 +97,36 @@ class Server:
     def run(self) -> None:
         """Serve until `stop`; then every open job is answered "stopping"."""
         poller = zmq.Poller()
-        woken = self._woken.fileno()
-        for source in (self._zap.socket, self._transport.socket, woken):
+        for source in (self._zap.socket, self._transport.socket, self._woken.fileno()):
             poller.register(source, zmq.POLLIN)
         self._service.start()
+        failures = 0
         while not self._stop_reason:
-            ready = dict(poller.poll(int(self._wait_seconds() * 1000) + 1))
-            if self._zap.socket in ready:
-                self._zap.handle()
-            if woken in ready:
-                with contextlib.suppress(BlockingIOError):
-                    self._woken.recv(4096)
-            self._handle_events()
-            if self._transport.socket in ready:
-                self._receive()
-            self._service.tick()
-            self._keep_up()
+            try:
+                self._once(dict(poller.poll(int(self._wait_seconds() * 1000) + 1)))
+                failures = 0
+            except Exception:
+                failures += 1  # what failed was taken out already: the next may be in order
+                if failures == MOST_FAILURES:
+                    self._service.finish("its loop failed")
+                    raise
+                log.exception("The loop failed and goes on")
         log.info("Stopping: %s", self._stop_reason)
         self._service.finish(self._stop_reason)
         self._receive()  # what came meanwhile is told, too
+
+    def _once(self, ready: dict[Any, int]) -> None:
+        """Do what there is to do. ready: the sockets that can be read."""
+        if self._zap.socket in ready:
+            self._zap.handle()
+        if self._woken.fileno() in ready:
+            with contextlib.suppress(BlockingIOError):
+                self._woken.recv(4096)
+        self._handle_events()
+        if self._transport.socket in ready:
+            self._receive()
+        self._service.tick()
+        self._keep_up()
 
     def close(self) -> None:
         """Close all sockets, giving the last answers a moment to arrive."""

@@ -29,6 +29,7 @@ log = logging.getLogger("face_restore_worker.server")
 
 IDLE_SECONDS = 600.0
 OTHER_STARTS_SECONDS = 10.0
+STOPPED_SECONDS = 1.0  # before a silent holder of the lock is looked at
 ENGINE_END_SECONDS = 0.5
 
 
@@ -92,21 +93,37 @@ def _torch_engine(args: argparse.Namespace) -> Engine:
 
 def _take(lock: InstanceLock) -> Connection | None:
     """Take the lock; or the running worker's data when another process has it."""
-    deadline = time.monotonic() + OTHER_STARTS_SECONDS
+    begin = time.monotonic()
     while not lock.acquire():
         # The other may be between taking the lock and listening, or about to end.
         with contextlib.suppress(ConnectionFileError):
             found = connection.read(paths.connection_file())
             if found is not None:
                 return found
-        if time.monotonic() > deadline:
-            raise FaceRestoreError(
-                f"Another process holds the lock {lock.path} but does not say where it listens.",
-                hint="Look at the log (face-restore worker logs), then: face-restore worker stop.",
-                code="locked",
-            )
+        _check_holder(lock, time.monotonic() - begin)
         time.sleep(0.05)
     return None
+
+
+def _check_holder(lock: InstanceLock, waited: float) -> None:
+    """Raise when there is no hope in the process that has the lock. waited: seconds so far."""
+    import psutil
+
+    pid = lock.holder()
+    stopped = False
+    if waited > STOPPED_SECONDS and pid is not None:
+        with contextlib.suppress(psutil.Error):
+            stopped = psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    if not stopped and waited < OTHER_STARTS_SECONDS:
+        return
+    who = f"Another worker (process {pid})" if pid is not None else "Another process"
+    why = "was stopped (SIGSTOP)" if stopped else "does not say where it listens"
+    raise FaceRestoreError(
+        f"{who} holds the lock {lock.path} and {why}.",
+        hint="Look at its log (face-restore worker logs)"
+        + (f"; kill -KILL {pid} ends it." if pid is not None else "."),
+        code="locked",
+    )
 
 
 def _serve(
@@ -132,16 +149,16 @@ def _serve(
     )
     listening = server.bind()
     _handle_signals(server)
+    status = 0
     try:
-        connection.write(file, listening)
+        _announce(file, listening)
         log.info("Worker %s, process %d, on %s", __version__, os.getpid(), listening.endpoint)
         server.run()
-    except OSError as error:
-        raise FaceRestoreError(
-            f"The connection file {file} cannot be written: {error.strerror or error}.",
-            hint="Make room on the disk, or set FACE_RESTORE_HOME to another folder.",
-            code="connection-file",
-        ) from error
+    except FaceRestoreError:
+        raise
+    except Exception:
+        log.exception("The worker ends: its loop failed again and again")
+        status = 1
     finally:
         with contextlib.suppress(OSError):
             connection.remove(file, listening.token)
@@ -153,8 +170,20 @@ def _serve(
     if not ended:
         # In the middle of a face: nobody waits for it, and torch cannot be interrupted.
         logging.shutdown()
-        os._exit(0)
-    return 0
+        os._exit(status)
+    return status
+
+
+def _announce(file: Path, listening: Connection) -> None:
+    """Write the connection file."""
+    try:
+        connection.write(file, listening)
+    except OSError as error:
+        raise FaceRestoreError(
+            f"The connection file {file} cannot be written: {error.strerror or error}.",
+            hint="Make room on the disk, or set FACE_RESTORE_HOME to another folder.",
+            code="connection-file",
+        ) from error
 
 
 def _keep_file(file: Path, listening: Connection) -> None:

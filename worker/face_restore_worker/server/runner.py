@@ -13,11 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from face_restore_shared.errors import FaceRestoreError
+from face_restore_shared import wire
+from face_restore_shared.errors import FaceRestoreError, SchemaError
 from face_restore_shared.schema import ErrorReply
 
 from face_restore_worker.server import memory
-from face_restore_worker.server.engine_api import Engine, Result
+from face_restore_worker.server.engine_api import Engine
 from face_restore_worker.server.jobs import Job
 
 log = logging.getLogger(__name__)
@@ -66,11 +67,10 @@ class JobProbe:
 
 @dataclass
 class JobDone:
-    """The running job ended: with a result and its buffers, or with an error."""
+    """The running job ended: with the frames of its result, or with an error."""
 
     job: Job
-    result: Result | None = None
-    buffers: list[Any] = field(default_factory=list)
+    frames: list[Any] = field(default_factory=list)
     error: ErrorReply | None = None
 
 
@@ -115,7 +115,7 @@ class EngineThread(threading.Thread):
                 return
             try:
                 task()
-            except Exception:
+            except BaseException:
                 # The tasks catch their own; this keeps the thread whatever happens.
                 log.exception("The engine thread's task failed")
             del task  # it holds the job and its pixels
@@ -124,7 +124,7 @@ class EngineThread(threading.Thread):
         self._post(WarmingUp())
         try:
             self._engine.warm_up()
-        except Exception as error:
+        except BaseException as error:
             reply = self._failure(error, "warming up")
             self._problem = f"{reply.message} {reply.hint}".strip()
         self._describe()
@@ -133,7 +133,7 @@ class EngineThread(threading.Thread):
     def _unload(self, asked: tuple[bytes, str] | None) -> None:
         try:
             self._engine.unload()
-        except Exception as error:
+        except BaseException as error:
             self._failure(error, "unloading")
         memory.trim()
         self._describe()
@@ -143,40 +143,52 @@ class EngineThread(threading.Thread):
         done = JobDone(job)
         started = time.monotonic()
         try:
-            if job.cancelled.is_set():
-                raise FaceRestoreError("The job was cancelled.", code="cancelled")
-            payload, job.payload = job.payload, []
-            reporter = _Reporter(job, self._post, self._describe)
-            done.result, done.buffers = self._engine.run(
-                job.request, payload, progress=reporter.progress, cancelled=reporter.cancelled
-            )
-            sizes = [memoryview(buffer).nbytes for buffer in done.buffers]
-            if sizes != done.result.buffers:
-                raise RuntimeError(f"engine gave buffers of {sizes}, not {done.result.buffers}")
-        except Exception as error:
-            done.result, done.buffers = None, []
+            done.frames = self._result(job)
+        except BaseException as error:  # SystemExit, too: whatever it is, it is this job's error
             done.error = self._failure(error, f"{job.kind} job {job.id}")
         else:
             self._problem = None
             log.info("%s job %s took %.2f s", job.kind, job.id, time.monotonic() - started)
-        payload = []
         self._describe()
         self._post(done)
         del done
         memory.trim()
 
-    def _failure(self, error: Exception, what: str) -> ErrorReply:
-        """The error for the client; one without a code is logged with its traceback."""
-        if getattr(error, "code", None) and getattr(error, "message", None):
-            reply = ErrorReply.of(error)
-            if reply.code != "cancelled":
-                log.warning("%s: %s: %s %s", what, reply.code, reply.message, reply.hint)
-            return reply
-        log.error("%s failed", what, exc_info=error)
-        return ErrorReply(
-            code="out-of-memory" if isinstance(error, MemoryError) else "internal",
-            message=f"The worker failed while {what} ({type(error).__name__}: {error})"[:2000],
-            hint="The worker's log says more: face-restore worker logs.",
+    def _result(self, job: Job) -> list[Any]:
+        """Do the job; the frames of its result message."""
+        if job.cancelled.is_set():
+            raise FaceRestoreError("The job was cancelled.", code="cancelled")
+        payload, job.payload = job.payload, []
+        reporter = _Reporter(job, self._post, self._describe)
+        result, buffers = self._engine.run(
+            job.request, payload, progress=reporter.progress, cancelled=reporter.cancelled
+        )
+        sizes = [memoryview(buffer).nbytes for buffer in buffers]
+        if sizes != result.buffers:
+            raise RuntimeError(f"engine gave buffers of {sizes}, not {result.buffers}")
+        return wire.message("result", job.id, {"job": job.id, **result.to_wire()}, buffers)
+
+    def _failure(self, error: BaseException, what: str) -> ErrorReply:
+        """The error for the client. Logged once: one nobody foresaw with its traceback."""
+        try:
+            if isinstance(error, FaceRestoreError) and not isinstance(error, SchemaError):
+                reply = ErrorReply.of(error)
+                if reply.code != "cancelled":
+                    cause = error if error.__cause__ is not None else None
+                    text = f"{reply.code}: {reply.message} {reply.hint}"
+                    log.warning("%s: %s", what, text, exc_info=cause)
+                return reply
+            log.error("%s failed", what, exc_info=error)
+            text = f"{type(error).__name__}: {error}"
+        except Exception:  # an exception may fail to say what it is
+            log.error("%s failed with a %s that cannot be shown", what, type(error).__name__)
+            text = type(error).__name__
+        return ErrorReply.of(
+            FaceRestoreError(
+                f"The worker failed while {what} ({text[:2000]}).",
+                hint="The worker's log says more: face-restore worker logs.",
+                code="out-of-memory" if isinstance(error, MemoryError) else "internal",
+            )
         )
 
     def _describe(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -203,15 +204,13 @@ class Service:
         self._jobs_done += 1
         if job.answered:
             return
-        if event.error is not None or event.result is None:
-            error = event.error or ErrorReply("internal", "The engine gave no result.")
-            self._fail(job, ErrorReply(error.code, error.message, error.hint, job.id))
+        if event.error is not None:
+            self._fail(job, dataclasses.replace(event.error, job=job.id))
             return
         job.answered = True
         sending = Progress(job.id, "sending", job.faces, job.faces, 1.0).to_wire()
         self._transport.send(job.client, "progress", job.id, sending)
-        body = {"job": job.id, **event.result.to_wire()}
-        self._transport.send(job.client, "result", job.id, body, event.buffers, final=True)
+        self._transport.send_result(job.client, event.frames)
 
     @handle_event.register
     def _(self, event: runner.Unloaded) -> None:
@@ -253,6 +252,8 @@ class Service:
 
     def handle_message(self, client: bytes, frames: list[Any]) -> None:
         """Answer one message; whatever is wrong with it becomes an error reply."""
+        if self._transport.is_deaf(client):
+            return
         request = ""
         try:
             if not frames:
@@ -340,7 +341,7 @@ class Service:
             self._refuse(client, "", ErrorReply("bad-request", text))
             return
         job = Job(client, header.id, request, payload, sum(declared))
-        self._queue.add(job)
+        self._queue.add(job, *self._transport.untaken(client))
         self._next_pulse = min(self._next_pulse, time.monotonic() + PULSE_SECONDS)
 
     def _on_cancel(self, client: bytes, header: wire.Header, frames: list[Any]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
 from face_restore_shared import wire
+from face_restore_shared.schema import ErrorReply
 
 from face_restore_worker.server.zap import DOMAIN
 
@@ -20,6 +22,25 @@ HEARTBEAT_MS = 3000
 HEARTBEAT_TIMEOUT_MS = 15000
 HANDSHAKE_MS = 5000
 LINGER_MS = 1000
+MOST_HELD = 1000
+
+
+@dataclass
+class _Peer:
+    """What one client has not taken yet.
+
+    held: final answers it has no room for; each must arrive once. results: those libzmq has taken
+    but not handed to the system yet, with their bytes. deaf: it left too much unread.
+    """
+
+    held: deque[list[Any]] = field(default_factory=deque)
+    results: deque[tuple[zmq.MessageTracker, int]] = field(default_factory=deque)
+    deaf: bool = False
+
+    def prune(self) -> None:
+        """Forget the results that are on their way."""
+        while self.results and self.results[0][0].done:
+            self.results.popleft()
 
 
 class Transport:
@@ -42,8 +63,7 @@ class Transport:
         }
         for option, value in options.items():
             self.socket.setsockopt(option, value)
-        # Final answers a client has not made room for yet; each must arrive once.
-        self._held: dict[bytes, deque[list[Any]]] = {}
+        self._peers: dict[bytes, _Peer] = {}
 
     def bind(self) -> str:
         """Listen; returns the endpoint."""
@@ -74,39 +94,80 @@ class Transport:
         final: keep it for later when the client takes nothing at present; others are left out.
         """
         frames = wire.message(kind, request, body, buffers)
-        if final and client in self._held:
-            self._held[client].append(frames)
-            return True
-        sent = self._try_send(client, frames)
-        if sent is None and final:
-            self._held.setdefault(client, deque()).append(frames)
-        return sent is not False
+        return self._send(client, frames, final=final)
+
+    def send_result(self, client: bytes, frames: list[Any]) -> bool:
+        """As `send`, for a finished job's message; counts as untaken until the client reads it."""
+        # libzmq tells when it lets go of this frame, the last: everything is on its way then.
+        tracked = zmq.Frame(frames[-1], copy=False, track=True)
+        return self._send(client, [*frames[:-1], tracked], final=True)
+
+    def untaken(self, client: bytes) -> tuple[int, int]:
+        """How many results the client has not read yet, and their bytes."""
+        peer = self._peers.get(client)
+        if peer is None:
+            return 0, 0
+        peer.prune()
+        sizes = [size for _, size in peer.results]
+        sizes += [_nbytes(frames) for frames in peer.held if _is_result(frames)]
+        return len(sizes), sum(sizes)
+
+    def is_deaf(self, client: bytes) -> bool:
+        """Whether the client left so many answers unread that it is listened to no longer."""
+        peer = self._peers.get(client)
+        return peer is not None and peer.deaf
 
     def flush(self) -> list[bytes]:
         """Try again what was held; returns clients found to be gone."""
         gone = []
-        for client, messages in list(self._held.items()):
-            while messages:
-                sent = self._try_send(client, messages[0])
+        for client, peer in list(self._peers.items()):
+            while peer.held:
+                sent = self._try_send(client, peer.held[0])
                 if sent is None:
                     break
-                messages.popleft()
                 if sent is False:
                     gone.append(client)
-                    messages.clear()
-            if not messages:
-                del self._held[client]
+                    del self._peers[client]
+                    break
+                peer.held.popleft()
+            peer.prune()
+            if not (peer.held or peer.results or peer.deaf):
+                self._peers.pop(client, None)
         return gone
 
     @property
     def holding(self) -> bool:
         """Whether final answers wait for room."""
-        return bool(self._held)
+        return any(peer.held for peer in self._peers.values())
 
     def close(self) -> None:
         """Close; what was sent still has LINGER_MS to arrive."""
-        self._held.clear()
+        self._peers.clear()
         self.socket.close()
+
+    def _send(self, client: bytes, frames: list[Any], *, final: bool) -> bool:
+        peer = self._peers.get(client)
+        sent = None
+        if not final or peer is None or not peer.held:
+            sent = self._try_send(client, frames)
+        if sent is None and final:
+            peer = self._peers.setdefault(client, _Peer())
+            if not peer.deaf:
+                peer.held.append(frames)
+            if len(peer.held) == MOST_HELD:
+                self._give_up(peer)
+        return sent is not False
+
+    def _give_up(self, peer: _Peer) -> None:
+        """Hold no more answers for a client that reads none."""
+        peer.deaf = True
+        error = ErrorReply(
+            "busy",
+            f"{MOST_HELD} answers were left unread: this connection is no longer listened to.",
+            "Connect again, and read the answers.",
+        )
+        peer.held.append(wire.message("error", "", error.to_wire()))
+        log.warning("A client left %d answers unread; it is listened to no longer", MOST_HELD)
 
     def _try_send(self, client: bytes, frames: list[Any]) -> bool | None:
         """True: sent; False: no such client; None: it takes nothing at present.
@@ -121,4 +182,16 @@ class Transport:
             if error.errno == zmq.EHOSTUNREACH:
                 return False
             raise
+        if _is_result(frames):
+            peer = self._peers.setdefault(client, _Peer())
+            peer.results.append((frames[-1].tracker, _nbytes(frames)))
         return True
+
+
+def _is_result(frames: list[Any]) -> bool:
+    return isinstance(frames[-1], zmq.Frame)
+
+
+def _nbytes(frames: list[Any]) -> int:
+    views = (frame.buffer if isinstance(frame, zmq.Frame) else frame for frame in frames)
+    return sum(memoryview(view).nbytes for view in views)
