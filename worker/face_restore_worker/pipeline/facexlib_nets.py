@@ -199,7 +199,8 @@ def _ready(
     for name, tensor in expected.items():
         # A counter of training steps, of no use here; checkpoints of old PyTorch have none.
         if name.endswith("num_batches_tracked"):
-            state.setdefault(name, torch.zeros_like(tensor, device="cpu"))
+            # Not zeros_like: of a meta tensor it imports sympy, half a second.
+            state.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
     _check(expected, state, label, kind)
     network.load_state_dict(
         {n: t.to(torch.float32) if t.is_floating_point() else t for n, t in state.items()},
