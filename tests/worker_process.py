@@ -102,10 +102,13 @@ class Worker:
 class RawClient:
     """A DEALER that says what it is told to."""
 
-    def __init__(self, to: Connection, token: str | None = None) -> None:
+    def __init__(self, to: Connection, token: str | None = None, room: int = 1000) -> None:
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.DEALER)
         self.socket.linger = 0
+        self.socket.rcvhwm = room
+        if room == 1:
+            self.socket.rcvbuf = 4096
         self.socket.plain_username = USERNAME.encode()
         self.socket.plain_password = (token or to.token).encode()
         self.socket.connect(to.endpoint)

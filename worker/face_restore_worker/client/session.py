@@ -59,15 +59,23 @@ class WorkerSession:
     def client(self) -> WorkerClient:
         """The connection, made when there is none."""
         if self._client is None:
-            found = launch.ensure_worker(
-                self._start,
-                self._timeout,
-                self._options,
-                command=self._command,
-                on_start=lambda: self._on_event("Starting the worker."),
-            )
-            self._client = WorkerClient.connect(found)
+            try:
+                self._client = self._connect()
+            except (WorkerLost, WorkerNotRunning):
+                if not self._start:
+                    raise
+                self._client = self._connect()  # it ended just then
         return self._client
+
+    def _connect(self) -> WorkerClient:
+        found = launch.ensure_worker(
+            self._start,
+            self._timeout,
+            self._options,
+            command=self._command,
+            on_start=lambda: self._on_event("Starting the worker."),
+        )
+        return WorkerClient.connect(found)
 
     def detect(self, image: np.ndarray[Any, Any], **arguments: Any) -> DetectOutcome:
         """WorkerClient.detect, with a lost worker replaced once."""

@@ -5,6 +5,7 @@ It never touches a ZeroMQ socket; what happened goes to `post`, which wakes the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -170,22 +171,20 @@ class EngineThread(threading.Thread):
 
     def _failure(self, error: BaseException, what: str) -> ErrorReply:
         """The error for the client. Logged once: one nobody foresaw with its traceback."""
-        try:
-            if isinstance(error, FaceRestoreError) and not isinstance(error, SchemaError):
-                reply = ErrorReply.of(error)
-                if reply.code != "cancelled":
-                    cause = error if error.__cause__ is not None else None
-                    text = f"{reply.code}: {reply.message} {reply.hint}"
-                    log.warning("%s: %s", what, text, exc_info=cause)
-                return reply
-            log.error("%s failed", what, exc_info=error)
-            text = f"{type(error).__name__}: {error}"
-        except Exception:  # an exception may fail to say what it is
-            log.error("%s failed with a %s that cannot be shown", what, type(error).__name__)
-            text = type(error).__name__
+        if isinstance(error, FaceRestoreError) and not isinstance(error, SchemaError):
+            reply = ErrorReply.of(error)
+            if reply.code != "cancelled":
+                cause = error if error.__cause__ is not None else None
+                text = f"{reply.code}: {reply.message} {reply.hint}"
+                log.warning("%s: %s", what, text, exc_info=cause)
+            return reply
+        log.error("%s failed", what, exc_info=error)
+        text = type(error).__name__
+        with contextlib.suppress(Exception):  # an exception may fail to say what it is
+            text += f": {error}"
         return ErrorReply.of(
             FaceRestoreError(
-                f"The worker failed while {what} ({text[:2000]}).",
+                f"The worker failed ({what}: {text[:2000]}).",
                 hint="The worker's log says more: face-restore worker logs.",
                 code="out-of-memory" if isinstance(error, MemoryError) else "internal",
             )

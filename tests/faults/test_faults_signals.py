@@ -1,0 +1,120 @@
+"""kill -9, SIGTERM, SIGSTOP and SIGCONT at every stage of a worker's life.
+
+Clients get an answer or an error soon; the next job works; nothing stays behind.
+"""
+
+from __future__ import annotations
+
+import collections
+import signal
+import time
+
+import numpy as np
+import pytest
+from conftest import Tell
+from harness import PICTURE, Client, FaultHome, in_time, send, stop_for
+from worker_process import eventually
+
+SIGNALS = ["SIGKILL", "SIGTERM", "SIGSTOP"]
+STAGES = ["start", "load", "queue", "inference", "reply"]
+LARGE = np.zeros((6000, 5000, 3), np.uint8)
+# What may become of a job whose worker is killed while it starts; else a new one does the job.
+ERRORS = {"worker-start", "worker-lost", "worker-not-answering", "stopping"}
+
+
+def one(home: FaultHome, name: str, stage: str, stopped: float) -> tuple[list[str], float]:
+    """One fault: what became of the clients' jobs, and how late the last of them knew.
+
+    stopped: seconds from SIGSTOP to SIGCONT.
+    """
+    number = getattr(signal, name)
+    sent: list[float] = []
+
+    def strike(pid: int) -> None:
+        sent.append(send(pid, number))
+        if name == "SIGSTOP":
+            stop_for(pid, stopped)
+
+    home.trace_file.unlink(missing_ok=True)
+    if stage == "start":
+        clients = _while_it_starts(home, strike)
+    else:
+        delay = "1.0" if stage == "load" else "0"
+        worker = home.worker(FAKE_ENGINE_START_DELAY=delay)
+        clients = _while_it_works(home, stage, lambda: strike(worker.pid))
+    for client in clients:
+        client.end()
+    late = max(client.told for client in clients) - sent[0]
+    home.check_next_job()
+    if name == "SIGSTOP":
+        time.sleep(max(0.0, sent[0] + stopped + 0.1 - time.monotonic()))
+        home.check_next_job()
+    home.stop_and_check_nothing_stays()
+    return [client.outcome for client in clients], late
+
+
+def _while_it_starts(home: FaultHome, strike: object) -> list[Client]:
+    import os
+
+    os.environ["FAULT_HOLD"] = "locked"
+    try:
+        client = Client("faces=1")
+        eventually(lambda: "held locked" in home.trace, "it starts")
+    finally:
+        del os.environ["FAULT_HOLD"]
+    strike(int(home.trace.split()[-1]))  # type: ignore[operator]
+    return [client]
+
+
+def _while_it_works(home: FaultHome, stage: str, strike: object) -> list[Client]:
+    struck: list[bool] = []
+
+    def at_reply(seen: str) -> None:
+        if seen == "sending" and stage == "reply" and not struck:
+            struck.append(True)
+            strike()  # type: ignore[operator]
+
+    big = stage == "reply"
+    script = "faces=1;echo=1" if big else "faces=4;delay=0.15"
+    clients = [Client(script, LARGE if big else PICTURE, at_reply)]
+    if stage == "load":
+        time.sleep(0.2)
+    else:
+        eventually(lambda: clients[0].stages, "the first job is under way")
+    clients.append(Client("faces=1"))
+    if stage == "queue":
+        eventually(lambda: clients[1].stages, "the second job waits")
+    if stage != "reply":
+        strike()  # type: ignore[operator]
+    else:
+        eventually(lambda: struck, "the reply is sent")
+    return clients
+
+
+def trials(home: FaultHome, name: str, stage: str, count: int, stopped: float) -> str:
+    """Several faults of a kind; asserts what must hold, and returns a row's text."""
+    seen: collections.Counter[str] = collections.Counter()
+    latest = 0.0
+    for _ in range(count):
+        outcomes, late = one(home, name, stage, stopped)
+        seen.update(outcomes)
+        latest = max(latest, late)
+        allowed = {"answer"} | (ERRORS if stage == "start" else set())
+        assert set(outcomes) <= allowed, outcomes
+        assert in_time(late), f"told after {late:.1f} s"
+    what = ", ".join(f"{number} x {outcome}" for outcome, number in sorted(seen.items()))
+    return f"{what}; told within {latest:.1f} s"
+
+
+@pytest.mark.parametrize(("name", "stage"), [("SIGKILL", "start"), ("SIGTERM", "queue")])
+def test_a_signal(home: FaultHome, tell: Tell, name: str, stage: str) -> None:
+    tell(f"{name} during {stage}", 1, trials(home, name, stage, 1, 3.0))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", SIGNALS)
+def test_every_signal_at_every_stage(home: FaultHome, tell: Tell, name: str, stage: str) -> None:
+    count, stopped = (3, 30.0) if name == "SIGSTOP" else (8, 0.0)
+    tell(f"{name} during {stage}", count, trials(home, name, stage, count, stopped))
