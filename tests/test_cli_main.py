@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_process import Home
+from cli_process import Home, home
 from face_restore_shared.version import __version__
 from face_restore_worker.cli import compat
 from face_restore_worker.cli.jobs import UsageError
-from face_restore_worker.cli.main import main
+from face_restore_worker.cli.main import build_parser, main
 from worker_process import Worker, eventually
 
 HEAVY = {"torch", "torchvision", "numpy", "cv2", "scipy", "pyvips", "facexlib", "onnx"}
@@ -76,6 +76,8 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         ["restore", "a.png"],
         ["worker", "start", "--idle", "soon"],
         ["worker", "restart", "--threads", "many"],
+        ["worker", "start", "--keep", "--idle", "60"],
+        ["restore", "a.png", "-o", "b.png", "--threads", "1.5"],
     ],
 )
 def test_wrong_command_lines_end_with_2(arguments: list[str]) -> None:
@@ -101,6 +103,39 @@ def test_a_model_that_is_not_there_is_refused_before_a_worker_starts(tmp_path: P
     done = home.run("worker", "start", "--model", "gpen-bfr-1024")
     assert done.returncode == 3 and "models download gpen-bfr-1024" in done.stderr
     assert home.run("status").returncode == 3
+
+
+def test_a_device_that_is_not_there_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with home(tmp_path) as made:
+        for action in ("start", "restart"):
+            done = made.run("worker", action, "--device", "cuda:99")
+            assert done.returncode == 3 and "cuda:99 is not there" in done.stderr, done.stderr
+            assert made.run("status").returncode == 3
+
+
+def test_a_running_worker_keeps_its_threads_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from face_restore_shared.schema import DetectOptions
+    from face_restore_worker.cli.backend import WorkerBackend
+
+    monkeypatch.setenv("FACE_RESTORE_HOME", str(tmp_path))
+    with Worker(tmp_path):
+        told: list[str] = []
+        with WorkerBackend("auto", told.append, threads=-1) as backend:
+            for _ in range(2):
+                backend.detect(np.zeros((32, 32, 3), np.uint8), DetectOptions(), None)
+        assert len(told) == 1 and "worker restart --threads -1" in told[0]
+
+
+def test_worker_options_reach_the_workers_own_command_line() -> None:
+    from face_restore_worker.cli.worker import worker_options
+    from face_restore_worker.server.process import parser
+
+    args = build_parser().parse_args(["worker", "start", "--threads", "-1", "--idle", "5"])
+    taken = parser().parse_args(worker_options(args))
+    assert (taken.threads, taken.idle, taken.keep) == (-1, 5, False)
+    assert parser().parse_args([]).threads is None
 
 
 def test_status_and_doctor_say_why_no_job_can_run(

@@ -207,6 +207,26 @@ def test_no_face_copies_the_file_byte_for_byte(
     np.testing.assert_array_equal(read_image(tmp_path / "b.png").pixels, read_image(source).pixels)
 
 
+def test_no_face_names_the_options_that_may_have_kept_it_away(
+    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    painter.places = []
+    source = save_pillow(tmp_path / "a.png", photo())
+    mask = save_pillow(tmp_path / "mask.png", np.zeros((48, 64), np.uint8))
+    assert run(source, "-o", tmp_path / "b.png") == 0
+    assert "limited" not in capsys.readouterr().err
+    narrow = ["--min-face", 200, "--threshold", 0.95, "--selection", mask]
+    assert run(source, "-o", tmp_path / "c.png", *narrow) == 0
+    said = capsys.readouterr().err
+    assert "limited by --min-face 200 and --threshold 0.95 and --selection" in said
+    assert run(source, "-o", tmp_path / "d.png", "--min-face", 200, "--faces", "1") == 1
+    assert "limited by --min-face 200: without it" in capsys.readouterr().err
+    assert main(["detect", str(source), "--threshold", "0.9"]) == 0
+    assert "limited by --threshold 0.9" in capsys.readouterr().err
+    assert main(["detect", str(source), "--threshold", "0.9", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_layers_take_the_strength_as_opacity(tmp_path: Path, painter: Painter) -> None:
     source = save_pillow(tmp_path / "a.png", photo())
     assert run(source, "-o", tmp_path / "b.ora", "--strength", 0.6) == 0

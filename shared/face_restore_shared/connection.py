@@ -11,7 +11,6 @@ import json
 import os
 import re
 import stat
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +74,8 @@ def write(path: Path, connection: Connection) -> None:
 
     Raises FaceRestoreError when the folder cannot be used and OSError when writing fails.
     """
+    import tempfile  # only the worker writes: clients start sooner
+
     private_folder(path.parent)
     # mkstemp makes the file 0600 and never follows or overwrites what is there.
     handle, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".tmp", dir=path.parent)

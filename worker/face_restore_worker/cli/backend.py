@@ -60,14 +60,20 @@ class WorkerBackend:
 
     tell: called with one sentence when a worker is started or was lost.
     device: what --device says; a running worker on another kind of device is refused.
+    threads: what --threads says; a running worker keeps its own, which is said.
     """
 
-    def __init__(self, device: str, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, device: str, tell: Callable[[str], None], threads: int | None = None
+    ) -> None:
         from face_restore_worker.client.session import WorkerSession
 
         options = [] if device == "auto" else ["--device", device]
-        self._session: WorkerSession = WorkerSession(options=options, on_event=tell)
+        options += [] if threads is None else [f"--threads={threads}"]
+        self._session: WorkerSession = WorkerSession(options=options, on_event=self._heard)
         self._device = device
+        self._threads = threads
+        self._started = False
         self._tell = tell
         self._checked = False
 
@@ -79,6 +85,10 @@ class WorkerBackend:
 
     def close(self) -> None:
         self._session.close()
+
+    def _heard(self, text: str) -> None:
+        self._started = True  # every event is about a worker that is being started
+        self._tell(text)
 
     def _check_worker(self) -> None:
         """Whether a worker that ran already is what the user means: its device, its models."""
@@ -99,6 +109,11 @@ class WorkerBackend:
             self._tell(
                 f"note: The running worker takes its models from {status.models_dir}, not from "
                 f"{models}. To change that: face-restore worker restart"
+            )
+        if self._threads is not None and not self._started:
+            self._tell(
+                "note: The worker runs already and keeps its number of threads. "
+                f"To change that: face-restore worker restart --threads {self._threads}"
             )
         self._checked = True
 
@@ -139,8 +154,10 @@ class LocalBackend:
 
     def __init__(self, args: Any) -> None:
         from face_restore_worker.cli.settings import model_name
+        from face_restore_worker.cores import choose_threads, limit_threads
         from face_restore_worker.pipeline.restore import Restorer
 
+        limit_threads(choose_threads(args.threads))
         self._restorer = Restorer(
             model=model_name(getattr(args, "model", "auto")),
             device=args.device,
@@ -187,4 +204,4 @@ def open_backend(args: Any, tell: Callable[[str], None]) -> Backend:
     """The backend that the arguments ask for."""
     if args.no_worker:
         return LocalBackend(args)
-    return WorkerBackend(args.device, tell)
+    return WorkerBackend(args.device, tell, args.threads)

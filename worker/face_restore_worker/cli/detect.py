@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
                 report = _one(path, args, backend)
                 reports.append(report)
                 if args.format == "text":
-                    _show(report)
+                    _show(report, args.quiet)
                 if report.error is not None and is_fatal(report.error):
                     fatal = report.error
                     break
@@ -89,7 +89,7 @@ def _one(path: Path, args: argparse.Namespace, backend: Any) -> Any:
             )
         options = settings.detect_options(args)
         faces, report.detector = backend.detect(picture.working(), options, selection)
-        report.notes = picture.notes
+        report.notes = picture.notes + ([] if faces else settings.search_limits(args))
         report.faces = [face_report(i, face) for i, face in enumerate(in_order(faces), 1)]
         if args.faces.numbers:
             report.faces = [f for f in report.faces if f["number"] in args.faces.numbers]
@@ -99,8 +99,8 @@ def _one(path: Path, args: argparse.Namespace, backend: Any) -> Any:
     return report
 
 
-def _show(report: Any) -> None:
-    from face_restore_worker.cli.report import say_error
+def _show(report: Any, quiet: bool) -> None:
+    from face_restore_worker.cli.report import printable_text, say_error
 
     if report.error is not None:
         say_error(report.error)
@@ -108,6 +108,8 @@ def _show(report: Any) -> None:
     count = len(report.faces)
     faces = {0: "no face", 1: "1 face"}.get(count, f"{count} faces")
     print(f"{report.name}: {faces} ({report.detector})")
+    for note in [] if quiet else report.notes:
+        print(f"note: {report.name}: {printable_text(note)}", file=sys.stderr)
     for face in report.faces:
         x0, y0, x1, y1 = face["box"]
         print(

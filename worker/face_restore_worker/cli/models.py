@@ -13,11 +13,10 @@ from face_restore_shared.errors import FaceRestoreError
 
 from face_restore_worker.cli.exits import Exit, exit_for
 from face_restore_worker.errors import CheckpointError, ModelError
-from face_restore_worker.models.files import show_bytes
-from face_restore_worker.models.store import ModelStore
 
 if TYPE_CHECKING:
     from face_restore_worker.models.catalogue import Licence
+    from face_restore_worker.models.store import ModelStore
 
 _EXAMPLES = """\
 examples:
@@ -77,6 +76,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out ``face-restore models ...``; returns the exit status, errors on standard error."""
+    from face_restore_worker.models.store import ModelStore
+
     try:
         return _ACTIONS[args.action](ModelStore(), args)
     except FaceRestoreError as error:
@@ -91,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(store: ModelStore, args: argparse.Namespace) -> int:
+    from face_restore_worker.models.files import show_bytes
+
     rows = store.describe()
     if args.format == "json":
         print(json.dumps({"folder": str(store.root), "models": rows}, indent=2))

@@ -192,6 +192,8 @@ class Run:
             )
         outcome = self._work(picture, selection, backend, bar, many, job)
         fill(report, outcome)
+        if not report.faces and not args.aligned:
+            report.notes += settings.search_limits(args)
         report.notes += _other_size(args.expected_size, outcome)
         report.notes += outputs.write_result(
             picture,
@@ -258,9 +260,12 @@ class Run:
         missing = [number for number in numbers if number > len(ordered)]
         if missing:
             count = {0: "no face", 1: "one face"}.get(len(ordered), f"{len(ordered)} faces")
+            limits = [] if ordered else settings.search_limits(self.args)
             raise ImageError(
                 f"{name} has {count}, so there is no face {missing[0]}.",
-                hint="`face-restore detect` shows the faces and their numbers.",
+                hint=" ".join(
+                    ["`face-restore detect` shows the faces and their numbers.", *limits]
+                ),
                 code="no-such-face",
             )
         return [ordered[number - 1] for number in numbers]

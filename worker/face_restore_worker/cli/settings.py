@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from face_restore_shared.schema import DetectOptions, RestoreOptions
 
 DEFAULT_MAX_PIXELS = 100_000_000
+DEFAULT_MIN_FACE = 12.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,16 @@ def whole(text: str) -> int:
     if not 0 <= value < 1e15 or value != int(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(value)
+
+
+def thread_count(text: str) -> int:
+    """A number of threads; 0 is every core, -N leaves N cores free."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number of threads nor -1, which leaves one core free"
+        ) from None
 
 
 def percent(text: str) -> int:
@@ -109,7 +120,7 @@ def add_detection_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--min-face",
         type=positive,
-        default=12.0,
+        default=DEFAULT_MIN_FACE,
         metavar="PIXELS",
         help="leave out faces lower than this (default 12)",
     )
@@ -139,6 +150,7 @@ def add_general_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:1 or mps"
     )
+    add_threads_option(group)
     group.add_argument(
         "--no-worker",
         action="store_true",
@@ -163,6 +175,17 @@ def add_general_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", "-q", action="store_true", help="print errors only")
 
 
+def add_threads_option(group: argparse._ActionsContainer) -> None:
+    """--threads, the same wherever work is done."""
+    group.add_argument(
+        "--threads",
+        type=thread_count,
+        metavar="N",
+        help="processor threads, at most one for each core; -1 leaves one core to other programs "
+        "(default: all cores)",
+    )
+
+
 def detect_options(args: argparse.Namespace) -> DetectOptions:
     """What the arguments mean to the detector."""
     from face_restore_shared.schema import DetectOptions
@@ -175,6 +198,21 @@ def detect_options(args: argparse.Namespace) -> DetectOptions:
         rotations=args.rotations,
         only_largest=args.largest or args.faces.largest,
     )
+
+
+def search_limits(args: argparse.Namespace) -> list[str]:
+    """For a picture without a face: one sentence on the options that may have kept one away."""
+    limits = []
+    if args.min_face > DEFAULT_MIN_FACE:
+        limits.append(f"--min-face {args.min_face:g}")
+    if args.threshold is not None:
+        limits.append(f"--threshold {args.threshold:g}")
+    if args.selection is not None:
+        limits.append(f"--selection {args.selection}")
+    if not limits:
+        return []
+    less = "it" if len(limits) == 1 else "them"
+    return [f"The search was limited by {' and '.join(limits)}: without {less} it may find a face."]
 
 
 def restore_options(args: argparse.Namespace) -> RestoreOptions:

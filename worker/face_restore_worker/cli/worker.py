@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from face_restore_worker.cli.exits import Exit
-from face_restore_worker.cli.settings import device_name, positive, whole
+from face_restore_worker.cli.settings import add_threads_option, device_name, positive
 
 if TYPE_CHECKING:
     from face_restore_shared.connection import Connection
@@ -19,6 +19,7 @@ examples:
   face-restore worker start              load the models and keep them loaded
   face-restore worker start --keep       never let them leave memory
   face-restore worker restart --device cpu
+  face-restore worker restart --threads -1    leave one core to the editor
   face-restore worker status --format json
   face-restore worker logs --lines 50
 
@@ -67,16 +68,15 @@ def add_status_parser(subparsers: Any) -> argparse.ArgumentParser:
 def _worker_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=device_name, help="auto, cpu, cuda, cuda:1 or mps")
     parser.add_argument("--model", help="the model to load at the start")
-    parser.add_argument(
+    unload = parser.add_mutually_exclusive_group()
+    unload.add_argument(
         "--idle",
         type=positive,
         metavar="SECONDS",
         help="let models leave memory after this long (600)",
     )
-    parser.add_argument("--keep", action="store_true", help="keep models in memory while idle")
-    parser.add_argument(
-        "--threads", type=whole, metavar="N", help="threads on the CPU (default: all cores)"
-    )
+    unload.add_argument("--keep", action="store_true", help="keep models in memory while idle")
+    add_threads_option(parser)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
 
 
@@ -93,7 +93,7 @@ def worker_options(args: argparse.Namespace) -> list[str]:
         value = getattr(args, name)
         if value is not None:
             text = model_name(value) if name == "model" else str(value)
-            options += ["--" + name.replace("_", "-"), text]
+            options.append(f"--{name.replace('_', '-')}={text}")  # = for a value such as -1
     return [*options, "--keep"] if args.keep else options
 
 
@@ -114,6 +114,8 @@ def _start(args: argparse.Namespace) -> int:
     options = worker_options(args)
     before = launch.find()
     found = launch.ensure_worker(True, options=options)
+    if before is None or before.token != found.token:
+        _require_work(args, found)
     if before is not None and before.token == found.token:
         print(f"The worker runs already (process {found.pid}).")
         if options:
@@ -127,8 +129,32 @@ def _restart(args: argparse.Namespace) -> int:
     from face_restore_worker.client import launch
 
     found = launch.restart(worker_options(args))
+    _require_work(args, found)
     print(f"The worker runs (process {found.pid}).")
     return Exit.OK
+
+
+def _require_work(args: argparse.Namespace, found: Connection) -> None:
+    """End a new worker that cannot use the device or model it was told to, and say why.
+
+    Without such a wish nothing is waited for: whatever hinders it is in its status.
+    """
+    from face_restore_shared.errors import FaceRestoreError
+
+    from face_restore_worker.client import launch
+    from face_restore_worker.client.client import WorkerClient
+
+    if args.device in (None, "auto") and args.model is None:
+        return
+    with WorkerClient.connect(found) as client:
+        while (status := client.status()).state in ("starting", "loading"):
+            time.sleep(launch.POLL_SECONDS)
+    if status.problem:
+        launch.stop()
+        raise FaceRestoreError(
+            f"The worker cannot work with these options, so it was ended. {status.problem}",
+            code="device" if args.model is None else "worker-start",
+        )
 
 
 def _stop(_args: argparse.Namespace) -> int:

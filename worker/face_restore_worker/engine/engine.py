@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from face_restore_shared.schema import DetectRequest, DetectResult, RestoreRequest, RestoreResult
 from face_restore_shared.wire import Buffer
 
+from face_restore_worker.cores import choose_threads, limit_threads
+
 if TYPE_CHECKING:
     from face_restore_worker.pipeline.restore import Restorer
     from face_restore_worker.server.engine_api import ProgressCallback
@@ -23,14 +25,17 @@ MOST_LOADED = 2
 class RestorerEngine:
     """Keeps a loaded Restorer for each model lately asked for, at most MOST_LOADED.
 
-    device: as for Restorer. model: the one to load first. threads: CPU threads, 0: torch's choice.
+    device: as for Restorer. model: the one to load first. threads: as for cores.choose_threads.
     Making it imports nothing heavy; torch comes with `warm_up` or the first job.
+    Raises FaceRestoreError where the environment asks for an impossible number of threads.
     """
 
-    def __init__(self, device: str = "auto", model: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self, device: str = "auto", model: str = "auto", threads: int | None = None
+    ) -> None:
         self._device = device
         self._model = model
-        self._threads = threads
+        self._threads = choose_threads(threads)
         self._chosen = ""
         self._restorers: OrderedDict[tuple[str, ...], Restorer] = OrderedDict()
         self._lock = threading.Lock()  # of _restorers, for describe() from other threads
@@ -120,12 +125,9 @@ class RestorerEngine:
         """Import torch and choose the device, once; raises DeviceError."""
         if self._ready:
             return
-        import torch
-
         from face_restore_worker.pipeline.device import choose_device
 
-        if self._threads > 0:
-            torch.set_num_threads(self._threads)
+        limit_threads(self._threads)
         self._chosen = choose_device(self._device)
         self._ready = True
 
