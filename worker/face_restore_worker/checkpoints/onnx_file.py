@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from face_restore_worker.checkpoints.onnx_ops import Array, UnsupportedOp, evaluate_op
+from face_restore_worker.checkpoints.onnx_ops import (
+    MIN_ELEMENTS,
+    Array,
+    UnsupportedOp,
+    elements_at_most,
+    evaluate_op,
+)
 from face_restore_worker.checkpoints.onnx_shapes import Shape, output_shape
 from face_restore_worker.checkpoints.sniff import fail, truncated
 
@@ -21,6 +28,7 @@ MAX_NODES = 50_000
 #: What operands and attributes of wrong types, ranks and ranges lead to.
 DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 _SMALL = 64  # elements of constants that are kept once computed
+_INTERMEDIATE = 32  # results of the largest size that one evaluation may hold together
 _AGAIN = "Choose another export, or the model's .pth file."
 
 
@@ -54,6 +62,8 @@ class Graph:
 
     def __init__(self, path: Path, model: Any) -> None:
         self.path = path
+        # A weight takes two bytes or more of the file: what is larger than all of it is a bomb.
+        self._largest = max(MIN_ELEMENTS, path.stat().st_size)
         graph = model.graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._check_tensors(graph)
@@ -114,10 +124,16 @@ class Graph:
             CheckpointError: it cannot be computed; says which operator stands in the way.
         """
         values: dict[str, Array | None] = {**self._small, **feeds}
+        held = 0
         for node in self._needed(name, values):
             inputs = [self._value(values, n) if n else None for n in node.inputs]
             try:
-                values[node.output] = evaluate_op(node.op, inputs, node.attributes)
+                with elements_at_most(self._largest):
+                    result = evaluate_op(node.op, inputs, node.attributes)
+                values[node.output] = result
+                held += result.size
+                if held > _INTERMEDIATE * self._largest:
+                    raise UnsupportedOp(f"{node.op} behind {held} other values")
             except UnsupportedOp as error:
                 raise self.problem(
                     f"the operator {error} is in the way of {name[:80]!r}"
@@ -174,7 +190,8 @@ class Graph:
             return self.constant(node.output).shape
         try:
             inputs = [self._shapes.get(name) for name in node.inputs]
-            return output_shape(node.op, inputs, node.attributes, numbers)
+            shape = output_shape(node.op, inputs, node.attributes, numbers)
+            return None if shape is None else tuple(map(operator.index, shape))
         except DAMAGE as error:
             reason = str(error).split("\n", 1)[0][:120]
             raise self.problem(f"node {node.index} ({node.op}) does not fit: {reason}") from error
@@ -240,7 +257,11 @@ def read_onnx(path: Path) -> Graph:
     if model.functions:
         what = "is an ONNX model with functions of its own, which are not followed"
         raise fail(path, what, "Inline them (onnx.inliner), or choose the .pth file.", "onnx")
-    return Graph(path, model)
+    try:
+        return Graph(path, model)
+    except DAMAGE as error:  # operands and attributes may be missing or of any type
+        reason = str(error).split("\n", 1)[0][:120]
+        raise truncated(path, f"the graph does not fit together ({reason})") from error
 
 
 def tensor_array(path: Path, tensor: Any) -> Array:

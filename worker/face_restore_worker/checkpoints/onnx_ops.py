@@ -7,8 +7,10 @@ left makes all of them alike. Types are ignored on purpose: everything floating 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,19 @@ Attributes = Mapping[str, Any]
 
 #: Elements of one result; the largest weight of GPEN-BFR-2048 has 4.7 million.
 MAX_ELEMENTS = 1 << 25
+#: What a file may ask for however small it is.
+MIN_ELEMENTS = 1 << 16
+_largest = contextvars.ContextVar("_largest", default=MAX_ELEMENTS)
+
+
+@contextlib.contextmanager
+def elements_at_most(count: int) -> Iterator[None]:
+    """Refuse results of more than ``count`` elements (at most MAX_ELEMENTS) inside the body."""
+    token = _largest.set(min(count, MAX_ELEMENTS))
+    try:
+        yield
+    finally:
+        _largest.reset(token)
 
 
 class UnsupportedOp(Exception):
@@ -37,7 +52,7 @@ def evaluate_op(op: str, inputs: Inputs, attributes: Attributes) -> Array:
         raise UnsupportedOp(op)
     with np.errstate(all="ignore"):
         result = np.asarray(function(inputs, attributes))
-    if result.size > MAX_ELEMENTS:
+    if result.size > _largest.get():
         raise UnsupportedOp(f"{op} with {result.size} values")
     return result
 
@@ -71,7 +86,7 @@ def _unary(function: Callable[[Array], Array]) -> Callable[[Inputs, Attributes],
 
 
 def _limit(shape: tuple[int, ...] | list[int]) -> None:
-    if any(n < 0 for n in shape) or math.prod(shape) > MAX_ELEMENTS:
+    if any(n < 0 for n in shape) or math.prod(shape) > _largest.get():
         raise UnsupportedOp(f"a tensor of shape {tuple(shape)}")
 
 
@@ -137,10 +152,16 @@ def _range(inputs: Inputs, attributes: Attributes) -> Array:
 
 
 def _gather(inputs: Inputs, attributes: Attributes) -> Array:
-    index = _need(inputs, 1)
-    if index.size > MAX_ELEMENTS // 1024:
-        raise UnsupportedOp("Gather of many places")
-    return np.take(_need(inputs, 0), index, axis=attributes.get("axis", 0))
+    value, index, axis = _need(inputs, 0), _need(inputs, 1), attributes.get("axis", 0)
+    rest = [n for i, n in enumerate(value.shape) if i != axis % value.ndim]
+    _limit([*rest, index.size])
+    return np.take(value, index, axis=axis)
+
+
+def _where(inputs: Inputs, attributes: Attributes) -> Array:
+    condition, a, b = (_need(inputs, i) for i in range(3))
+    _limit(np.broadcast_shapes(condition.shape, a.shape, b.shape))
+    return np.where(condition, a, b)
 
 
 def _slice(inputs: Inputs, attributes: Attributes) -> Array:
@@ -252,5 +273,5 @@ _OPS: dict[str, Callable[[Inputs, Attributes], Array]] = {
     "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
-    "Where": lambda i, a: np.where(_need(i, 0), _need(i, 1), _need(i, 2)),
+    "Where": _where,
 }

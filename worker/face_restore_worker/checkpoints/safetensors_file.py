@@ -76,7 +76,7 @@ def _span(path: Path, name: str, entry: Any, available: int) -> tuple[int, int, 
         raise _odd(path, name, "its entry in the header is malformed") from None
     if not sound:
         raise _odd(path, name, f"shape {shape} or offsets [{begin}, {end}] are not sizes")
-    if dtype not in _ITEM:
+    if not isinstance(dtype, str) or dtype not in _ITEM:
         raise _odd(path, name, f"its type {dtype} is not one of {', '.join(_ITEM)}")
     if begin > end or math.prod(shape) * _ITEM[dtype] != end - begin:
         raise _odd(path, name, f"{end - begin} bytes do not hold {dtype} of shape {shape}")
