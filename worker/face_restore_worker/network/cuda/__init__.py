@@ -1,0 +1,1 @@
+"""What GpenCuda is made of: fused Triton kernels, their plain PyTorch twins, graphs, memory."""
