@@ -12,10 +12,16 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from face_restore_worker import load_gpen
+from face_restore_worker.checkpoints.onnx_file import read_onnx
+from face_restore_worker.errors import CheckpointError
 from face_restore_worker.network.architecture import GpenArchitecture
 from gpen_factory import random_state, refused, tiny
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
 STATE = random_state(tiny(16))
@@ -140,6 +146,7 @@ def test_strides_of_zero_do_not_multiply_a_small_file(tmp_path: Path) -> None:
         (lambda h: h["ecd0.0.1.bias"].update(shape=[-8]), "truncated"),
         (lambda h: h["ecd0.0.1.bias"].update(shape=[True]), "truncated"),
         (lambda h: h["ecd0.0.1.bias"].update(dtype="F8_E4M3"), "truncated"),
+        (lambda h: h["ecd0.0.1.bias"].update(dtype=["F32"]), "truncated"),
         (lambda h: h["ecd0.0.1.bias"].pop("shape"), "truncated"),
         (lambda h: h.update({"ecd0.0.1.bias": 5}), "truncated"),
         (
@@ -188,3 +195,26 @@ def test_reading_imports_nothing_new(tmp_path: Path) -> None:
             new.writestr(entry.filename, content)
     refused(path, "unsafe", "antigravity.fly")
     assert "antigravity" not in sys.modules
+
+
+def _onnx(path: Path, nodes: list, **constants: np.ndarray) -> Path:
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    known = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [image], [out], known)
+    onnx.save(helper.make_model(graph), path)
+    return path
+
+
+def test_onnx_operands_of_wrong_kinds(tmp_path: Path) -> None:
+    """Found by fuzzing: each led to another exception than a CheckpointError."""
+    kernel, many = np.ones((3, 3, 3, 3), np.float32), np.ones(36, np.int64)
+    grouped = helper.make_node("ConvTranspose", ["x", "w"], ["y"], group=[1, 2])
+    nothing = helper.make_node("Shape", [], ["y"])
+    deep = helper.make_node("Expand", ["x", "w"], ["y"])
+    for node, constant in [(grouped, kernel), (nothing, kernel), (deep, many)]:
+        path = _onnx(tmp_path / "model.onnx", [node], w=constant)
+        with pytest.raises(CheckpointError):
+            read_onnx(path)
+        with pytest.raises(CheckpointError):
+            load_gpen(path)

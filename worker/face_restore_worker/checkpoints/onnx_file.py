@@ -26,7 +26,10 @@ MAX_ONNX = 2 << 30
 #: GPEN-BFR-2048 has about 1,500 nodes when nothing is folded.
 MAX_NODES = 50_000
 #: What operands and attributes of wrong types, ranks and ranges lead to.
-DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+DAMAGE = (
+    *(ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError),
+    RuntimeError,  # numpy's word for too many dimensions
+)
 _SMALL = 64  # elements of constants that are kept once computed
 _INTERMEDIATE = 32  # results of the largest size that one evaluation may hold together
 _AGAIN = "Choose another export, or the model's .pth file."
