@@ -4,7 +4,7 @@ Environment:
     FAULT_ERRNO: "CALL:NAME:ERRNO[:AFTER]", several with spaces: from call number AFTER (0) on,
         CALL (open, fsync, flock, replace, truncate, write) of a file whose path holds NAME fails
         with this error.
-    FAULT_HOLD: "imported", "locked" or "bound": the start halts there until it is ended.
+    FAULT_HOLD: "imported", "locked" or "bound": the start halts there for five seconds.
     FAULT_PROTOCOL: the protocol version this worker speaks.
 
 A job's script (see fake_engine) may also have `raise=WHAT@WHERE`: WHAT is the name of an
@@ -76,7 +76,7 @@ def hold(where: str) -> None:
     """Halt here when FAULT_HOLD says so."""
     if os.environ.get("FAULT_HOLD") == where:
         _trace(f"held {where} {os.getpid()}")
-        time.sleep(600)
+        time.sleep(5)
 
 
 class FaultyEngine(FakeEngine):

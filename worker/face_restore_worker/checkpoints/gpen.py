@@ -30,6 +30,7 @@ from face_restore_worker.network.architecture import (
 )
 from face_restore_worker.network.gpen import Gpen, build_gpen
 from face_restore_worker.network.gpen_cpu import GpenCpu
+from face_restore_worker.network.gpen_cuda import GpenCuda
 
 PRECISIONS = {
     "fp64": torch.float64,
@@ -43,11 +44,14 @@ _STATE_DICT = "the given state dict"
 class GpenRestorer:
     """A loaded GPEN. Call it with faces; the same input gives the same bytes.
 
-    On the CPU, fp32 and bf16 are computed by :class:`GpenCpu`, the same function in less time and
-    memory; everything else by the reference network itself.
+    On the CPU, fp32 and bf16 are computed by :class:`GpenCpu`, on CUDA and ROCm devices all but
+    fp64 by :class:`GpenCuda`: the same function in less time and memory. Everything else is
+    computed by the reference network itself.
 
     Attributes:
-        network: the :class:`Gpen` module, in evaluation mode: the readable reference.
+        network: the :class:`Gpen` module, in evaluation mode: the readable reference; on the CPU
+            where another implementation computes.
+        fast: the other implementation, None where there is none.
         size: side S of the faces, pixels.
         architecture: what the checkpoint says about the network.
         device: the torch device it computes on.
@@ -60,11 +64,15 @@ class GpenRestorer:
         self.size = network.architecture.size
         self.device = device
         self.precision = precision
-        self._fast = self._prepare()
+        self.fast = self._prepare()
 
-    def _prepare(self) -> GpenCpu | None:
+    def _prepare(self) -> GpenCpu | GpenCuda | None:
+        dtype = PRECISIONS[self.precision]
         if self.device.type == "cpu" and self.precision in ("fp32", "bf16"):
-            return GpenCpu(self.network, PRECISIONS[self.precision])
+            return GpenCpu(self.network.cpu(), dtype)
+        if self.device.type == "cuda" and self.precision != "fp64":
+            return GpenCuda(self.network.cpu(), dtype, self.device)
+        self.network.to(self.device)
         return None
 
     def __call__(self, faces: Tensor) -> Tensor:
@@ -82,8 +90,8 @@ class GpenRestorer:
             ValueError: another shape, or NaN or infinity in it.
         """
         self._check(faces)
-        if self._fast is not None:
-            return self._fast(faces.detach().to(self.device, torch.float32)).to(faces.device)
+        if self.fast is not None:
+            return self.fast(faces.detach().to(self.device, torch.float32)).to(faces.device)
         x = faces.detach().to(self.device, PRECISIONS[self.precision])
         with torch.inference_mode(), _deterministic(self.device):
             return self.network(x).to(faces.device)
@@ -95,8 +103,8 @@ class GpenRestorer:
             DeviceError: the device is not there or cannot compute in this precision.
         """
         self.device = _device(device, self.precision)
-        self.network.to(self.device)
-        self._fast = self._prepare()
+        self.fast = None  # its memory is free before the next one takes some
+        self.fast = self._prepare()
         return self
 
     def _check(self, faces: Tensor) -> None:
@@ -125,8 +133,8 @@ def load_gpen(
 
     Args:
         checkpoint: path of a .pth, .pt, .safetensors or .onnx file (told apart by content), or a
-            state dict, also a nested one. A state dict's fp32 tensors are used, not copied, and
-            a file's are mapped where its format allows: do not overwrite either while in use.
+            state dict, also a nested one. A state dict's fp32 tensors are used, not copied: do not
+            overwrite them while in use. A file may be overwritten.
         device: a torch device that is there, such as "cpu", "cuda" or "mps".
         precision: "fp32", "bf16" or "fp16" for convolutions and activations (weights, mapping,
             modulation and the RGB sum stay fp32), or "fp64" throughout.
@@ -146,9 +154,12 @@ def load_gpen(
         state, architecture = gpen_state(checkpoint, _STATE_DICT)
     else:
         state, architecture = read_gpen_state(checkpoint)
+        if target.type == "cpu":
+            # A network whose weights are mapped from a file dies with the file (SIGBUS).
+            state = {name: value.clone() for name, value in state.items()}
     if precision == "fp64":
         state = {name: value.double() for name, value in state.items()}
-    network = build_gpen(architecture, state).to(target)
+    network = build_gpen(architecture, state)
     return GpenRestorer(network, target, precision)
 
 

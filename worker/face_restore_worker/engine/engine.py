@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from face_restore_shared.errors import FaceRestoreError
 from face_restore_shared.schema import DetectRequest, DetectResult, RestoreRequest, RestoreResult
 from face_restore_shared.wire import Buffer
 
 from face_restore_worker.cores import choose_threads, limit_threads
+from face_restore_worker.engine.cache import RestorerCache
+from face_restore_worker.engine.failures import out_of_memory
 
 if TYPE_CHECKING:
     from face_restore_worker.pipeline.restore import Restorer
@@ -19,11 +20,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_LOADED = 2
-
 
 class RestorerEngine:
-    """Keeps a loaded Restorer for each model lately asked for, at most MOST_LOADED.
+    """Keeps a loaded Restorer for each model lately asked for, see RestorerCache.
 
     device: as for Restorer. model: the one to load first. threads: as for cores.choose_threads.
     Making it imports nothing heavy; torch comes with `warm_up` or the first job.
@@ -37,18 +36,15 @@ class RestorerEngine:
         self._model = model
         self._threads = choose_threads(threads)
         self._chosen = ""
-        self._restorers: OrderedDict[tuple[str, ...], Restorer] = OrderedDict()
-        self._lock = threading.Lock()  # of _restorers, for describe() from other threads
+        self._restorers = RestorerCache()
         self._ready = False
 
     def describe(self) -> dict[str, Any]:
         """The device, once torch was asked for it, and the names of the loaded models."""
         from face_restore_worker.pipeline.device import describe_device
 
-        with self._lock:
-            names = [restorer.model_name for restorer in self._restorers.values()]
         device = describe_device(self._chosen) if self._chosen else {}
-        return {"device": device, "models_loaded": list(dict.fromkeys(names))}
+        return {"device": device, "models_loaded": self._restorers.names()}
 
     def models(self) -> list[dict[str, Any]]:
         """The catalogue and what of it is installed."""
@@ -65,7 +61,7 @@ class RestorerEngine:
         import numpy as np
         from face_restore_shared.schema import RestoreOptions
 
-        restorer = self._restorer(self._model, "auto", "auto")
+        restorer, _ = self._restorer(self._model, "auto", "auto")
         gray = np.full((64, 64, 3), 128, np.uint8)
         restorer.detect(gray)
         if self._chosen != "cpu":
@@ -74,12 +70,7 @@ class RestorerEngine:
 
     def unload(self) -> None:
         """Let go of all models and of the GPU's cached memory."""
-        with self._lock:
-            restorers = list(self._restorers.values())
-            self._restorers.clear()
-        for restorer in restorers:
-            restorer.unload()
-        _empty_caches()
+        self._restorers.clear()
 
     def run(
         self,
@@ -90,6 +81,21 @@ class RestorerEngine:
         cancelled: Callable[[], bool],
     ) -> tuple[DetectResult | RestoreResult, list[Any]]:
         """See server.engine_api.Engine."""
+        try:
+            return self._run(request, buffers, progress, cancelled)
+        except Exception as error:
+            shown = out_of_memory(error)
+            if shown is None or isinstance(error, FaceRestoreError):
+                raise
+            raise shown from error
+
+    def _run(
+        self,
+        request: DetectRequest | RestoreRequest,
+        buffers: Sequence[Buffer],
+        progress: ProgressCallback,
+        cancelled: Callable[[], bool],
+    ) -> tuple[DetectResult | RestoreResult, list[Any]]:
         self._prepare()
         from face_restore_worker.engine import convert
 
@@ -98,12 +104,12 @@ class RestorerEngine:
             convert.selection_array(request.image, buffers[1]) if request.selection else None
         )
         if isinstance(request, DetectRequest):
-            restorer = self._restorer(self._model, "auto", request.detect.detector, progress)
+            restorer, _ = self._restorer(self._model, "auto", request.detect.detector, progress)
             progress("detecting", 0, 0, 0.0)
             faces = restorer.detect(image, request.detect, selection=selection)
             return convert.detect_result(image, faces, restorer, request.detect.previews)
         options = request.restore
-        restorer = self._restorer(
+        restorer, note = self._restorer(
             self._wanted(options.model), options.precision, request.detect.detector, progress
         )
         outcome = restorer.restore(
@@ -115,6 +121,8 @@ class RestorerEngine:
             progress=progress,
             cancelled=cancelled,
         )
+        if note is not None:
+            outcome.notes.append(note)
         return convert.restore_result(outcome, options)
 
     def _wanted(self, model: str) -> str:
@@ -133,8 +141,8 @@ class RestorerEngine:
 
     def _restorer(
         self, model: str, precision: str, detector: str, progress: ProgressCallback | None = None
-    ) -> Restorer:
-        """The Restorer for these, loaded."""
+    ) -> tuple[Restorer, str | None]:
+        """The Restorer for these, loaded, and a sentence for the user."""
         from face_restore_worker.models.store import ModelStore
         from face_restore_worker.pipeline.restore import Restorer
 
@@ -142,43 +150,17 @@ class RestorerEngine:
         chosen = store.resolve_restorer(model)
         finder = store.resolve_detector(detector)
         parser = store.resolve_parser()
+
+        def load() -> Restorer:
+            if progress is not None:
+                progress("loading-model", 0, 0, 0.0)
+            restorer = Restorer(
+                model=model, device=self._chosen, precision=precision, detector=detector
+            )
+            restorer.load()
+            log.info("Loaded %s on %s", restorer.model_name, restorer.device_name)
+            return restorer
+
         # A model that was imported anew, or a parser installed meanwhile, must be seen.
-        stamps = [_stamp(path) for path in (chosen.path, finder.path, parser and parser.path)]
-        key = (precision, *stamps)
-        with self._lock:
-            restorer = self._restorers.get(key)
-            if restorer is not None:
-                self._restorers.move_to_end(key)
-                return restorer
-        if progress is not None:
-            progress("loading-model", 0, 0, 0.0)
-        while len(self._restorers) >= MOST_LOADED:
-            with self._lock:
-                _, oldest = self._restorers.popitem(last=False)
-            oldest.unload()
-            _empty_caches()
-        restorer = Restorer(
-            model=model, device=self._chosen, precision=precision, detector=detector
-        )
-        restorer.load()
-        with self._lock:
-            self._restorers[key] = restorer
-        log.info("Loaded %s on %s", restorer.model_name, restorer.device_name)
-        return restorer
-
-
-def _stamp(path: Any) -> str:
-    if path is None:
-        return ""
-    info = path.stat()
-    return f"{path}:{info.st_size}:{info.st_mtime_ns}"
-
-
-def _empty_caches() -> None:
-    import gc
-    import sys
-
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        files = (chosen.path, finder.path, None if parser is None else parser.path)
+        return self._restorers.get(precision, files, load)

@@ -203,7 +203,11 @@ def _ready(
             state.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
     _check(expected, state, label, kind)
     network.load_state_dict(
-        {n: t.to(torch.float32) if t.is_floating_point() else t for n, t in state.items()},
+        # Copies: overwriting a file that is mapped would change or end whoever uses it.
+        {
+            n: t.to(torch.float32, copy=True) if t.is_floating_point() else t
+            for n, t in state.items()
+        },
         strict=True,
         assign=True,
     )
