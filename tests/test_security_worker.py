@@ -1,0 +1,378 @@
+"""What SECURITY.md promises about a running worker, tried against real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import zmq
+from face_restore_shared import connection, wire, zmtp_frames
+from face_restore_shared.connection import USERNAME
+from face_restore_worker.client import launch
+from face_restore_worker.server import zap
+from worker_process import FAKE, RawClient, Worker, eventually, state, untouched_worker
+
+ROOT = Path(__file__).resolve().parents[1]
+NOBODY = 65534
+root_only = pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0, reason="only root can become somebody else"
+)
+
+
+@contextlib.contextmanager
+def public_folder() -> Iterator[Path]:
+    """A folder that everybody can enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="face-restore-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with public_folder() as folder, untouched_worker(folder) as running:
+        yield running
+
+
+def as_nobody(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run Python code as another user; it has `sys.argv` and the project's packages."""
+    start = f"import os, sys; os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
+    modules = "from face_restore_shared import connection, paths, wire\nimport zmq, psutil\n"
+    return subprocess.run(
+        # Imported first: another user need not be able to read the environment.
+        [sys.executable, "-c", modules + start + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd="/",
+    )
+
+
+# --- the token -----------------------------------------------------------------------------------
+
+
+def processes(pid: int) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Arguments and environment of a process and of those that started it."""
+    for process in [psutil.Process(pid), *psutil.Process(pid).parents()]:
+        try:
+            yield " ".join(process.cmdline()), process.environ()
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+
+
+def test_the_token_shows_in_no_process_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started as the clients start it, talked to rightly and wrongly, at the most talkative log."""
+    monkeypatch.setenv("FACE_RESTORE_HOME", str(tmp_path))
+    found = launch.ensure_worker(command=FAKE, options=["--log-level", "debug"])
+    try:
+        with RawClient(found) as client:
+            assert client.ask("hello", body={"client": "test"}).type == "hello"
+            client.socket.send_multipart([b"\xc1garbage"])
+            client.restore("1")
+            client.receive_final()
+        with RawClient(found, found.token[:-1] + "x") as client:
+            client.send("status", "1", {})
+            assert not client.socket.poll(300)
+        shown = [found.token, found.token[:32], found.token[32:]]
+        for arguments, environment in [
+            *processes(found.pid),
+            (" ".join(sys.argv), os.environ),
+        ]:
+            text = arguments + json.dumps(dict(environment))
+            assert not any(part in text for part in shown)
+    finally:
+        launch.stop()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"worker.log", "worker-output.log"} <= {path.name for path in files}
+    for path in files:
+        content = path.read_bytes()
+        assert not any(part.encode() in content for part in shown), path
+    assert found.token not in repr(found)
+
+
+def test_user_name_and_token_are_compared_in_constant_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both comparisons are hmac.compare_digest, and both are made whatever the other says."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def watch(a: bytes, b: bytes) -> bool:
+        compared.append((bytes(a), bytes(b)))
+        return a == b
+
+    monkeypatch.setattr(zap.hmac, "compare_digest", watch)
+    handler = zap.ZapHandler(zmq.Context(), "0" * 64)
+    right, name = b"0" * 64, USERNAME.encode()
+    question = [b"1.0", b"1", zap.DOMAIN, b"127.0.0.1", b"", b"PLAIN"]
+    for user, password, allowed in [
+        (name, right, True),
+        (name, b"0" * 63 + b"1", False),
+        (b"other", right, False),
+        (b"", b"", False),
+        (name, right[:-1], False),
+    ]:
+        compared.clear()
+        assert handler._allowed([*question, user, password]) is allowed
+        assert (password, right) in compared and (user, name) in compared
+    handler.close()
+
+
+# --- other protocols, web pages ------------------------------------------------------------------
+
+
+def _login(
+    token: str, mechanism: bytes = b"PLAIN", version: bytes = b"\x03\x01", name: str = USERNAME
+) -> list[bytes]:
+    """Greeting, HELLO and INITIATE, as ZMTP 3 with PLAIN has them."""
+    greeting = b"\xff" + bytes(8) + b"\x7f" + version + mechanism.ljust(20, b"\0") + bytes(32)
+    metadata = {"Socket-Type": b"DEALER", "Identity": b""}
+    hello = zmtp_frames.hello(name.encode(), token.encode())
+    return [greeting, hello, zmtp_frames.initiate(metadata)]
+
+
+def _shutdown() -> bytes:
+    data = wire.encode_header("shutdown", "1", {})
+    return zmtp_frames.encode_header(len(data)) + data
+
+
+def _web(token: str) -> dict[str, bytes]:
+    """What a page can make a browser send; it could not know the token, but here it does."""
+    good = b"".join(_login(token)) + _shutdown()
+    host = b"Host: rebound.example\r\nOrigin: http://rebound.example\r\n"
+    upgrade = (
+        b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: ZWS2.0/PLAIN\r\n"
+    )
+    length = f"Content-Length: {len(good)}\r\n\r\n".encode()
+    record = b"\x82" + bytes([0x80 | 126]) + len(good).to_bytes(2, "big") + bytes(4) + good
+    preflight = b"OPTIONS / HTTP/1.1\r\nAccess-Control-Request-Method: PUT\r\n"
+    return {
+        "GET": b"GET /shutdown HTTP/1.1\r\n" + host + b"\r\n",
+        "simple POST": b"POST / HTTP/1.1\r\n" + host + length + good,
+        "preflight": preflight + host + b"\r\n",
+        "PUT": b"PUT / HTTP/1.1\r\n" + host + length + good,
+        "HTTP/1.0": b"POST / HTTP/1.0\r\n" + length + good,
+        "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9) + good,
+        "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32) + good,
+        "WebSocket": b"GET / HTTP/1.1\r\n" + host + upgrade + b"\r\n" + record,
+        "FTP": b"USER anonymous\r\nPASS x\r\n" + good,
+        "TURN": b"\x00\x03\x00\x08\x21\x12\xa4\x42" + bytes(12) + good,
+    }
+
+
+def _peers(token: str) -> dict[str, list[bytes]]:
+    """ZeroMQ peers of other kinds, most with the right token, each in steps."""
+    metadata = zmtp_frames.encode_metadata({"Socket-Type": b"DEALER", "Identity": b""})
+    ready = zmtp_frames.encode_command(b"READY", metadata)
+    curve = zmtp_frames.encode_command(b"HELLO", bytes(194))
+    data = wire.encode_header("shutdown", "1", {})
+    greeting, hello, initiate = _login(token)
+    end = _shutdown()
+    old = b"\xff" + bytes(8) + b"\x7f"
+    return {
+        "NULL": [*_login(token, b"NULL"), end],
+        "NULL, ready": [_login(token, b"NULL")[0], ready, end],
+        "CURVE": [_login(token, b"CURVE")[0], curve, end],
+        "GSSAPI": [*_login(token, b"GSSAPI"), end],
+        "unknown mechanism": [*_login(token, b"XPLAIN"), end],
+        "ZMTP 1.0": [b"\x01\x00", bytes([len(data) + 1, 0]) + data],
+        "ZMTP 2.0": [old + b"\x01\x05", b"\x00\x00", bytes([0, len(data)]) + data],
+        "ZMTP 2 with PLAIN": [*_login(token, version=b"\x01\x00"), end],
+        "no HELLO": [greeting, end],
+        "ready without HELLO": [greeting, ready, end],
+        "INITIATE first": [greeting, initiate, end],
+        "message before INITIATE": [greeting, hello, end],
+        "another name": [*_login(token, name="root"), end],
+        "no name": [*_login(token, name=""), end],
+        "no token": [*_login(""), end],
+        "another token": [*_login("f" * 64), end],
+        "half a token": [*_login(token[:32]), end],
+    }
+
+
+# What a worker has answered after each step: its greeting, WELCOME, the beginning of READY.
+ANSWERED = (64, 74, 75)
+
+
+def converse(where: connection.Connection, parts: Sequence[bytes], patience: float) -> None:
+    """Send one part after the other, each once the last is answered, or after `patience` s."""
+    with socket.create_connection(("127.0.0.1", where.port)) as peer:
+        peer.settimeout(patience)
+        heard = 0
+        for step, part in enumerate(parts):
+            try:
+                peer.sendall(part)
+                while heard < ANSWERED[min(step, 2)]:
+                    answer = len(peer.recv(65536))
+                    if not answer:
+                        return  # hung up
+                    heard += answer
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+
+
+def test_web_pages_have_no_effect(worker: Worker) -> None:
+    before = worker.log
+    for name, start in _web(worker.connection.token).items():
+        converse(worker.connection, [start, *_login(worker.connection.token), _shutdown()], 0.05)
+        with worker.raw() as client:
+            assert state(client) == "ready", name
+    assert worker.log == before
+
+
+def test_other_peers_have_no_effect(worker: Worker) -> None:
+    before = worker.log
+    for name, parts in _peers(worker.connection.token).items():
+        converse(worker.connection, parts, 0.05)
+        with worker.raw() as client:
+            assert state(client) == "ready", name
+    assert worker.log == before
+
+
+def test_the_same_bytes_do_work_where_they_may(tmp_path: Path) -> None:
+    """The two tests above prove something only if this login and this message are right."""
+    with Worker(tmp_path) as worker:
+        where = worker.connection
+        converse(where, [*_login(where.token), _shutdown()], 30)
+        eventually(lambda: worker.process.poll() is not None, "the shutdown")
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@root_only
+def test_another_user_gets_nothing(worker: Worker) -> None:
+    """Neither the files, nor anything on the port, nor the process's environment."""
+    opened = "print([os.access(p, os.R_OK | os.X_OK) for p in sys.argv[1:]])"
+    state_folder = worker.home / "state"
+    done = as_nobody(opened, worker.home, state_folder, worker.file, worker.log_file)
+    assert done.stdout.strip() == "[True, False, False, False]", done
+    done = as_nobody("print(open(f'/proc/{sys.argv[1]}/environ').read())", worker.process.pid)
+    assert "PermissionError" in done.stderr
+    ask = """
+s = zmq.Context().socket(zmq.DEALER)
+s.linger = 0
+s.plain_username, s.plain_password = b"face-restore", b"0" * 64
+s.connect(sys.argv[1])
+s.send(wire.encode_header("shutdown", "1", {}))
+print(s.poll(500))
+"""
+    done = as_nobody(ask, worker.connection.endpoint)
+    assert done.stdout.strip() == "0", done
+    with worker.raw() as client:
+        assert state(client) == "ready"
+
+
+def _sample(**changes: Any) -> str:
+    values = {
+        "endpoint": "tcp://127.0.0.1:4711",
+        "token": "ab" * 32,
+        "pid": 1,
+        "protocol": 1,
+        "version": "1",
+        "started": 1.0,
+        "log": "",
+        **changes,
+    }
+    return json.dumps(values)
+
+
+@root_only
+def test_a_file_of_somebody_else_is_refused() -> None:
+    code = "from pathlib import Path\nprint(connection.read(Path(sys.argv[1])))"
+    with public_folder() as folder:
+        file = folder / "worker.json"
+        file.write_text(_sample())
+        file.chmod(0o644)
+        done = as_nobody(code, file)
+        assert "belongs to another user" in done.stderr, done
+        file.chmod(0o600)
+        os.chown(file, NOBODY, NOBODY)
+        with pytest.raises(connection.ConnectionFileError, match="belongs to another user"):
+            connection.read(file)
+
+
+def _refused_to_start(home: Path, why: str) -> None:
+    done = subprocess.run(
+        [*FAKE, "--quiet"],
+        env={**os.environ, "FACE_RESTORE_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and why in done.stderr, done
+    assert "Traceback" not in done.stderr
+
+
+@root_only
+def test_a_worker_does_not_use_a_folder_of_somebody_else(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o777)
+    os.chown(folder, NOBODY, NOBODY)
+    _refused_to_start(tmp_path, "belongs to another user")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_worker_does_not_follow_links(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "state").symlink_to(elsewhere)
+    _refused_to_start(tmp_path, "symbolic link")
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["worker.lock", "worker.json"])
+def test_links_inside_the_folder_are_not_followed(tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    folder = tmp_path / "home" / "state"
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / name).symlink_to(victim)
+    if name == "worker.lock":
+        _refused_to_start(tmp_path / "home", "cannot be taken")
+    else:
+        with pytest.raises(connection.ConnectionFileError, match="symbolic link"):
+            connection.read(folder / name)
+        worker = Worker(tmp_path / "home")
+        try:
+            eventually(lambda: not worker.file.is_symlink() and worker.file.exists(), "a new file")
+        finally:
+            worker.end()
+    assert victim.read_text() == "mine"
+
+
+def test_open_folders_are_closed(tmp_path: Path) -> None:
+    """A folder others could enter, and a umask that lets everybody in."""
+    (tmp_path / "state").mkdir(mode=0o755)
+    (tmp_path / "state").chmod(0o755)
+    before = os.umask(0)
+    try:
+        with Worker(tmp_path) as worker, worker.raw() as client:
+            assert state(client)
+            modes = {path: path.stat().st_mode for path in (tmp_path / "state").rglob("*")}
+            modes[tmp_path / "state"] = (tmp_path / "state").stat().st_mode
+    finally:
+        os.umask(before)
+    for path, mode in modes.items():
+        assert stat.S_IMODE(mode) == (0o700 if stat.S_ISDIR(mode) else 0o600), path
+
+
+def test_modes_of_everything_a_command_leaves(worker: Worker) -> None:
+    paths: Sequence[Path] = list((worker.home / "state").rglob("*"))
+    assert len(paths) >= 3
+    for path in paths:
+        assert path.stat().st_mode & 0o077 == 0, path
