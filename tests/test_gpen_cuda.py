@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from face_restore_worker.checkpoints import gpen as checkpoint
 from face_restore_worker.network.architecture import GpenArchitecture
 from face_restore_worker.network.cuda import graph, operations, plain
 from face_restore_worker.network.cuda.layers import Feature, Rgb, Styled
@@ -47,9 +48,7 @@ def test_golden_vectors(dtype: torch.dtype) -> None:
     shapes = {key: tuple(shape) for key, shape in config["shapes"].items()}
     arrays = recipe.random_state_dict(shapes, config["seed"])
     state = {key: torch.from_numpy(value).float() for key, value in arrays.items()}
-    from face_restore_worker.checkpoints.gpen import gpen_state
-
-    learned, architecture = gpen_state(state, "golden")
+    learned, architecture = checkpoint.gpen_state(state, "golden")
     picture = torch.from_numpy(recipe.input_image(config["in_size"], config["seed"]))
     output = GpenCuda(build_gpen(architecture, learned), dtype, CPU)(picture.float())[0]
     with np.load(GOLDEN / "tiny-64.npz") as golden:
@@ -343,3 +342,47 @@ def test_recording_warms_up_on_another_stream_first(monkeypatch: pytest.MonkeyPa
 
 def test_replace_keeps_the_notes() -> None:
     assert replace(PLAIN, notes=("a",)).fused == ()
+
+
+# -- who uses it -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "used"),
+    [
+        ("cuda", "fp16", torch.float16),
+        ("cuda:1", "bf16", torch.bfloat16),
+        ("cuda", "fp32", torch.float32),
+    ],
+)
+def test_cuda_devices_get_this_implementation(
+    device: str, precision: str, used: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        checkpoint, "GpenCuda", lambda *arguments: made.append(arguments) or "prepared"
+    )
+    network = network_and_exact(tiny(16))[0]
+    restorer = checkpoint.GpenRestorer(network, torch.device(device), precision)
+    assert restorer.fast == "prepared"
+    assert made == [(network, used, torch.device(device))]
+    assert all(value.device == CPU for value in network.parameters())
+
+
+if torch.cuda.is_available():  # elsewhere there is nothing to report, not even a skip
+
+    @TYPES
+    @pytest.mark.parametrize("graph_wanted", [True, False])
+    def test_on_a_gpu(dtype: torch.dtype, graph_wanted: bool) -> None:
+        architecture = tiny(64, n=1 / 16, style_dim=32)
+        network, exact = network_and_exact(architecture)
+        x = faces(architecture, 2)
+        with torch.inference_mode():
+            wanted = exact(x.double())
+        fast = GpenCuda(network, dtype, "cuda", graph=graph_wanted)
+        result = fast(x.cuda()).cpu()
+        assert relative_error(result, wanted) < BOUND[dtype]
+        assert torch.equal(result, fast(x.cuda()).cpu())
+        assert fast.recorded is graph_wanted
+        if torch.version.cuda and sys.platform == "linux":
+            assert fast.operations.fused == operations.NAMES, fast.notes

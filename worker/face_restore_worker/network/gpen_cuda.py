@@ -73,7 +73,7 @@ class GpenCuda:
         self.architecture = network.architecture
         self.size = network.architecture.size
         with torch.inference_mode(), self._context():
-            self._layers = _Layers(network, dtype, self.device)
+            self._layers = Layers(network, dtype, self.device)
             self._picture = nhwc(
                 torch.zeros((1, 3, self.size, self.size), dtype=dtype, device=self.device)
             )
@@ -181,7 +181,7 @@ class GpenCuda:
             torch.set_float32_matmul_precision(precision)
 
 
-class _Layers:
+class Layers:
     """The network's weights on the device, and one face through them."""
 
     def __init__(self, network: Gpen, dtype: torch.dtype, device: torch.device) -> None:
