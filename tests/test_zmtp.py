@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+from face_restore_shared import zmtp
 from face_restore_shared import zmtp_frames as wire
 from face_restore_shared.zmtp import PeerLost, ReceiveTimeout, ZmtpClient
 from face_restore_shared.zmtp_frames import AuthenticationRefused, ProtocolViolation
@@ -74,7 +75,11 @@ def server() -> Iterator[EchoServer]:
     echo.join(5)
 
 
-def test_messages_of_every_size_come_back(server: EchoServer) -> None:
+@pytest.mark.parametrize("kernel_waits", [True, False])
+def test_messages_of_every_size_come_back(
+    server: EchoServer, kernel_waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zmtp, "_KERNEL_WAITS", kernel_waits)  # False: as on Windows
     with server.client() as client:
         for sizes in (
             [0],
@@ -147,6 +152,36 @@ def test_heartbeats_keep_a_quiet_connection_in_both_directions() -> None:
         assert bytes(client.receive(5)[0]) == b"alive"
     echo.stop_flag = True
     echo.join(5)
+
+
+def test_a_client_that_is_busy_elsewhere_keeps_its_connection(server: EchoServer) -> None:
+    """It has sent PINGs before: the peer must not take them as a promise of more."""
+    with server.client(heartbeat=0.1, patience=0.5) as client:
+        with pytest.raises(ReceiveTimeout):
+            client.receive(0.4)
+        time.sleep(1.5)
+        client.send([b"back again"])
+        assert bytes(client.receive(10)[0]) == b"back again"
+
+
+def test_a_pause_within_a_large_frame_is_no_end() -> None:
+    body = os.urandom(3_000_000)
+    halves = [body[:1_234_567], body[1_234_567:]]
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, listener:
+            connection.sendall(SERVER_GREETING + WELCOME + READY)
+            connection.sendall(wire.encode_header(len(body)) + halves[0])
+            time.sleep(0.6)
+            connection.sendall(halves[1] + wire.encode_header(4) + b"next")
+
+    threading.Thread(target=serve, daemon=True).start()
+    port = listener.getsockname()[1]
+    with ZmtpClient("127.0.0.1", port, "face-restore", TOKEN, heartbeat=0.2, patience=20) as client:
+        assert [bytes(part) for part in client.receive(20)] == [body]
+        assert [bytes(part) for part in client.receive(20)] == [b"next"]
 
 
 def test_short_waits_do_not_hide_a_dead_peer() -> None:

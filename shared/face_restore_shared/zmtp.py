@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
+import sys
 import time
 from collections.abc import Sequence
 
@@ -21,10 +23,12 @@ from face_restore_shared.zmtp_frames import (
 )
 
 Buffer = bytes | bytearray | memoryview
+Frame = bytes | bytearray
 
 _SMALL = 64 * 1024  # frames up to this are gathered into one send
 _SLICE = 4 * 1024 * 1024  # one send() of a large body
-_READ = 256 * 1024
+_LARGE = 256 * 1024  # bodies above are read into memory of their own
+_KERNEL_WAITS = sys.platform != "win32"  # for a whole body, with a time-out of its own
 
 
 class PeerLost(ZmtpError):
@@ -71,7 +75,7 @@ class ZmtpClient:
         self._heartbeat, self._patience = heartbeat, patience
         self._max_frame, self._max_parts, self._max_message = max_frame, max_parts, max_message
         self._buffer = bytearray()
-        self._parts: list[bytearray] = []
+        self._parts: list[Frame] = []
         self._total = 0
         self._next_ping = 0.0
         self._unanswered_since: float | None = None
@@ -84,6 +88,9 @@ class ZmtpClient:
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setblocking(False)
+            if _KERNEL_WAITS:
+                beat = struct.pack("@ll", int(heartbeat), int(heartbeat % 1 * 1e6))
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, beat)
             self._handshake(username.encode(), password.encode(), deadline)
         except BaseException:
             self.close()
@@ -140,7 +147,7 @@ class ZmtpClient:
 
     # --- receiving -----------------------------------------------------------------
 
-    def receive(self, timeout: float | None = None) -> list[bytearray]:
+    def receive(self, timeout: float | None = None) -> list[Frame]:
         """Wait for the next whole message.
 
         Args:
@@ -176,34 +183,58 @@ class ZmtpClient:
             raise PeerLost(f"The worker ended the conversation: {wire.error_reason(data)}.")
         # PONG has done its work by being heard; unknown commands are ignored, as the RFC asks.
 
-    def _read_frame(self, deadline: float | None) -> tuple[FrameHeader, bytearray]:
+    def _read_frame(self, deadline: float | None) -> tuple[FrameHeader, Frame]:
         """Read one frame. Nothing is consumed before it is whole, so a timeout loses nothing."""
         self._fill(2, deadline)
         length = wire.header_length(self._buffer[0])
         self._fill(length, deadline)
         header = wire.decode_header(self._buffer, self._max_frame)
-        if length + header.size <= _READ:
-            self._fill(length + header.size, deadline)
-            body = self._buffer[length : length + header.size]
-            del self._buffer[: length + header.size]
-            return header, body
-        return header, self._read_large(header, length)
+        if header.size > _LARGE:
+            self._buffer.clear()  # it held the header and no more
+            return header, self._read_large(header.size)
+        self._fill(length + header.size, deadline)
+        body = self._buffer[length:]
+        self._buffer.clear()
+        return header, body
 
-    def _read_large(self, header: FrameHeader, length: int) -> bytearray:
-        """Read a large body straight into its own buffer; the peer's silence is the only limit."""
-        body = bytearray(header.size)
-        have = min(len(self._buffer) - length, header.size)
-        body[:have] = self._buffer[length : length + have]
-        del self._buffer[: length + have]
+    def _read_large(self, size: int) -> Frame:
+        """Read a large body into memory of its own; the peer's silence is the only limit.
+
+        Where the kernel can wait for all of it, that is one call for the whole body, into memory
+        that nobody has filled with zeros before.
+        """
+        start = b""
+        if _KERNEL_WAITS:
+            start = self._receive_all(size)
+            if len(start) == size:
+                return start
+        body = bytearray(size)
+        body[: len(start)] = start
+        have = len(start)
         with memoryview(body) as view:
-            while have < header.size:
+            while have < size:
                 have += self._receive_into(view[have:], None)
         return body
 
+    def _receive_all(self, size: int) -> bytes:
+        """`size` bytes, or what came before the peer paused for a heartbeat's time."""
+        self._socket.setblocking(True)
+        try:
+            data = self._socket.recv(size, socket.MSG_WAITALL)
+        except (BlockingIOError, InterruptedError):
+            return b""
+        except OSError as error:
+            raise PeerLost(f"The worker closed the connection ({error}).") from error
+        finally:
+            self._socket.setblocking(False)
+        if data:
+            self._unanswered_since = None
+        return data  # an end of the stream is told by the next read
+
     def _fill(self, size: int, deadline: float | None) -> None:
-        """Read until the buffer holds at least `size` bytes."""
+        """Read until the buffer holds `size` bytes, and never more."""
         while len(self._buffer) < size:
-            chunk = bytearray(_READ)
+            chunk = bytearray(size - len(self._buffer))
             count = self._receive_into(memoryview(chunk), deadline)
             self._buffer += memoryview(chunk)[:count]
 
@@ -233,7 +264,8 @@ class ZmtpClient:
                 raise PeerLost(f"Nothing was heard from the worker for {self._patience:g} seconds.")
             if now >= self._next_ping:
                 self._next_ping = now + self._heartbeat
-                self._send_all(wire.ping(self._patience))
+                # No time to live: a program that is busy elsewhere for a while is not gone.
+                self._send_all(wire.ping(0.0))
                 if silent_since is None:
                     self._unanswered_since = now
             until += [self._next_ping]

@@ -184,7 +184,10 @@ def error_reason(data: bytes) -> str:
 
 
 def ping(ttl: float, context: bytes = b"") -> bytes:
-    """A PING frame; `ttl` in seconds (sent in tenths), context at most 16 bytes."""
+    """A PING frame; context at most 16 bytes.
+
+    ttl: seconds (sent in tenths) after which the peer may take a silent sender for gone; 0: never.
+    """
     return encode_command(b"PING", struct.pack(">H", min(int(ttl * 10), 0xFFFF)) + context[:16])
 
 
