@@ -39,9 +39,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m face_restore_worker.server",
         description="The worker that restores faces, in the foreground. One runs for each user.",
     )
-    unload = p.add_mutually_exclusive_group()
-    unload.add_argument("--idle", type=_seconds, default=IDLE_SECONDS, metavar="SECONDS")
-    unload.add_argument("--keep", action="store_true", help="keep models in memory while idle")
+    p.add_argument("--idle", type=_seconds, default=IDLE_SECONDS, metavar="SECONDS")
+    p.add_argument("--keep", action="store_true", help="keep models in memory while idle")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     p.add_argument("--model", default="auto", help="the model to load at the start")
     p.add_argument("--threads", type=int, help="CPU threads, -1: leave one core free")
