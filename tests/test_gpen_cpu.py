@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from face_restore_worker.network import cpu_ops, cpu_strips, gpen_cpu
+import torch.nn.functional as F
+from face_restore_worker.network import cpu_levels, cpu_ops, cpu_strips, cpu_winograd, gpen_cpu
 from face_restore_worker.network.architecture import GpenArchitecture
 from face_restore_worker.network.cpu_memory import Planes
 from face_restore_worker.network.cpu_strips import Rows, StripPool, bands, cut, strip_rows
@@ -32,16 +33,27 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     return float((value - reference).norm() / reference.norm())
 
 
-@settings(max_examples=12, deadline=None)
+def use_winograd(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(cpu_levels, "WINOGRAD_SIDE", 8)
+    patch.setattr(cpu_levels, "WINOGRAD_INPUTS", {torch.float32: 1, torch.bfloat16: 1})
+
+
+@settings(max_examples=16, deadline=None)
 @given(
     st.sampled_from([(32, 1, 0.03125), (64, 2, 0.03125), (128, 1, 0.0625)]),
     st.integers(0, 1000),
     st.integers(100, 200_000),
     st.sampled_from([4, 8, 64]),
     st.integers(1, 3),
+    st.booleans(),
 )
 def test_equals_the_reference_whatever_the_strips_and_threads(
-    shape: tuple[int, int, float], seed: int, strip_bytes: int, coarse: int, threads: int
+    shape: tuple[int, int, float],
+    seed: int,
+    strip_bytes: int,
+    coarse: int,
+    threads: int,
+    winograd: bool,
 ) -> None:
     network = random_network(*shape, seed)
     x = picture(shape[0], seed)
@@ -49,6 +61,8 @@ def test_equals_the_reference_whatever_the_strips_and_threads(
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(cpu_strips, "STRIP_BYTES", strip_bytes)
         patch.setattr(gpen_cpu, "COARSE", coarse)
+        if winograd:
+            use_winograd(patch)
         torch.set_num_threads(threads)
         try:
             result = GpenCpu(network)(x)
@@ -68,10 +82,13 @@ def test_without_fused_kernels_it_is_the_same_function(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("coarse", [8, 64])
+@pytest.mark.parametrize("winograd", [False, True])
 def test_bf16_stays_within_its_bounds_of_the_reference(
-    coarse: int, monkeypatch: pytest.MonkeyPatch
+    coarse: int, winograd: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpen_cpu, "COARSE", coarse)
+    if winograd:
+        use_winograd(monkeypatch)
     network, x = random_network(128, 2, 0.125, 4), picture(128, 4)
     with torch.inference_mode():
         reference = network(x)
@@ -86,6 +103,24 @@ def test_the_same_input_gives_the_same_bytes_alone_or_in_a_batch() -> None:
     both = fast(x)
     assert torch.equal(both, fast(x))
     assert torch.equal(both[1:], fast(x[1:]))
+
+
+@given(
+    st.integers(1, 6), st.integers(1, 6), st.integers(1, 40), st.integers(1, 40), st.integers(0, 99)
+)
+def test_winograd_is_the_convolution(
+    rows: int, columns: int, inputs: int, outputs: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn((outputs, inputs, 3, 3), generator=generator)
+    x = torch.randn((4 * rows + 2, 4 * columns + 2, inputs), generator=generator)
+    out = torch.empty(4 * rows, 4 * columns, outputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_winograd, "TILE_BYTES", 36 * columns * inputs * 8)
+        patch.setattr(cpu_winograd, "LEAST_ROWS", 1)
+        cpu_winograd.Winograd(weight)(x, out)
+    reference = F.conv2d(x.permute(2, 0, 1).double()[None], weight.double())[0]
+    assert relative_error(out.double(), reference.permute(1, 2, 0)) < 2e-6
 
 
 def test_released_memory_is_taken_anew() -> None:

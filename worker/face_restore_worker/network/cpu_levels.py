@@ -17,6 +17,7 @@ from torch import Tensor
 
 from face_restore_worker.network.cpu_ops import Conv, TransposedConv, channels_last, pad_rows
 from face_restore_worker.network.cpu_strips import Rows, StripPool, bands, cut, strip_rows
+from face_restore_worker.network.cpu_winograd import Winograd
 from face_restore_worker.network.gpen import StyledConv, ToRgb
 from face_restore_worker.network.primitives import (
     SLOPE,
@@ -27,6 +28,10 @@ from face_restore_worker.network.primitives import (
 )
 
 _EPSILON = 1e-8
+# Winograd's convolution is faster with at least so many input channels than a direct one in fp32,
+# and than one in bf16.
+WINOGRAD_INPUTS = {torch.float32: 128, torch.bfloat16: 1024}
+WINOGRAD_SIDE = 32  # smaller planes have fewer pixels than the transformed weights are worth
 Feature = Callable[[Rows], Tensor]  # rows of an encoder feature, (1, C, rows, w), channels_last
 Layers = tuple[StyledConv, StyledConv, ToRgb]  # of one resolution: up-convolution, convolution
 
@@ -71,6 +76,42 @@ def image_bias(styled: StyledConv) -> Tensor:
     return bias[: bias.numel() // 2] * SQRT2
 
 
+def winograd_pays(weight: Tensor, dtype: torch.dtype, size: int) -> bool:
+    """Whether a (O, I, 3, 3) convolution of a plane of this side is faster by Winograd's way."""
+    return size >= WINOGRAD_SIDE and weight.shape[1] >= WINOGRAD_INPUTS[dtype]
+
+
+class WinogradConv:
+    """A modulated convolution, bias and leaky ReLU by Winograd's way: scaled activations, fp32.
+
+    Args:
+        winograd: the convolution without its scales.
+        scales: of inputs (I,) and outputs (O,), fp32; the equalised scale is among them.
+        bias: fp32 (O,).
+    """
+
+    def __init__(self, winograd: Winograd, scales: tuple[Tensor, Tensor], bias: Tensor) -> None:
+        self.winograd, self.scales, self.bias = winograd, scales, bias
+
+    def padded(self, rows: int, columns: int) -> Tensor:
+        """Zeros for the inputs of a plane of rows x columns, with its border of one zero."""
+        return torch.zeros(rows + 2, columns + 2, len(self.scales[0]))
+
+    def fill(self, padded: Tensor, x: Tensor, top: int, channel: int) -> None:
+        """Put x, channels_last (1, I', h, w), scaled, at a row and a channel of `padded`."""
+        lines = x[0].permute(1, 2, 0).float()
+        channels = slice(channel, channel + lines.shape[2])
+        here = padded[top : top + lines.shape[0], 1:-1, channels]
+        torch.mul(lines, self.scales[0][channels], out=here)
+
+    def __call__(self, padded: Tensor) -> Tensor:
+        """Map what was filled in, (h + 2, w + 2, I), to channels_last fp32 (1, O, h, w)."""
+        y = torch.empty(padded.shape[0] - 2, padded.shape[1] - 2, len(self.bias))
+        self.winograd(padded, y)
+        y = F.leaky_relu_(torch.addcmul(self.bias, y, self.scales[1], out=y), SLOPE)
+        return y.permute(2, 0, 1)[None]
+
+
 class CoarseConv:
     """A styled convolution of a small plane: packed weights, scaled activations."""
 
@@ -81,9 +122,11 @@ class CoarseConv:
         self.bias = image_bias(styled)
         weight = styled.conv.weight[0]
         like = [1, weight.shape[1], size, size]
-        self.conv: Conv | TransposedConv
+        self.conv: Conv | TransposedConv | Winograd
         if self.upsample:
             self.conv = TransposedConv(weight.transpose(0, 1), dtype, like)
+        elif winograd_pays(weight, dtype, size):
+            self.conv = Winograd(weight)
         else:
             self.conv = Conv(weight, None, dtype, like=like)
 
@@ -94,17 +137,22 @@ class CoarseConv:
         """
         inputs, outputs = self.modulation(style)
         assert outputs is not None  # styled convolutions always demodulate
-        x = x * inputs.to(self.dtype).view(1, -1, 1, 1)
-        gain = (outputs * SQRT2).view(-1, 1, 1, 1)
-        channels = len(outputs)
-        if isinstance(self.conv, TransposedConv):
-            fir = fir_kernel(channels, 4.0, gain) * gain
-            blur = Conv(fir, self.bias, self.dtype, groups=channels, leaky=True)
-            y = blur(self.conv(x), (1, 1))
-        else:
-            scale = Conv(gain, self.bias, self.dtype, groups=channels, leaky=True)
-            y = scale(self.conv(x, (1, 1)))
+        y = self._image(x, inputs, outputs * SQRT2)
         return torch.cat((y, self.part(feature)), dim=1)
+
+    def _image(self, x: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
+        conv, dtype, channels = self.conv, self.dtype, len(outputs)
+        if isinstance(conv, Winograd):
+            scaled = WinogradConv(conv, (inputs, outputs), self.bias)
+            padded = scaled.padded(*x.shape[2:])
+            scaled.fill(padded, x, 1, 0)
+            return channels_last(scaled(padded), dtype)
+        x = x * inputs.to(dtype).view(1, -1, 1, 1)
+        gain = outputs.view(-1, 1, 1, 1)
+        if isinstance(conv, TransposedConv):
+            fir = fir_kernel(channels, 4.0, gain) * gain
+            return Conv(fir, self.bias, dtype, groups=channels, leaky=True)(conv(x), (1, 1))
+        return Conv(gain, self.bias, dtype, groups=channels, leaky=True)(conv(x, (1, 1)))
 
 
 class CoarseLevel:
@@ -153,6 +201,8 @@ class FineLevel:
         self.parts = encoder_part(up, dtype), encoder_part(conv, dtype)
         self.biases = image_bias(up), image_bias(conv)
         self.channels = len(self.biases[0])
+        weight = conv.conv.weight[0]
+        self.winograd = Winograd(weight) if winograd_pays(weight, dtype, size) else None
 
     def styled(self, style: Tensor) -> StyledLevel:
         """The level's convolutions for one face."""
@@ -160,8 +210,13 @@ class FineLevel:
         size, half = self.size, self.size // 2
         up = self.up.weight(style, SQRT2).transpose(0, 1)
         fir = fir_kernel(channels, 4.0, style)
-        image, encoder = self.conv.weight(style, SQRT2).chunk(2, dim=1)
-        rows = [1, channels, 32, size]
+        conv: WinogradConv | SplitConv
+        if self.winograd is not None:
+            inputs, outputs = self.conv(style)
+            assert outputs is not None  # styled convolutions always demodulate
+            conv = WinogradConv(self.winograd, (inputs, outputs * SQRT2), self.biases[1])
+        else:
+            conv = SplitConv(self.conv.weight(style, SQRT2), self.biases[1], dtype, size)
         colours = self.to_rgb.weight(style, 1.0)
         colour_image, colour_encoder = colours.chunk(2, dim=1)
         return StyledLevel(
@@ -171,12 +226,28 @@ class FineLevel:
             up=TransposedConv(up, dtype, [1, up.shape[0], 16, half]),
             blur=Conv(fir, self.biases[0], dtype, groups=channels, leaky=True),
             parts=self.parts,
-            image=Conv(image, None, dtype, like=rows),
-            encoder=Conv(encoder, self.biases[1], dtype, like=rows),
+            conv=conv,
             rgb=Conv(colours, self.rgb_bias, dtype),
             rgb_image=Conv(colour_image, self.rgb_bias, dtype),
             rgb_encoder=Conv(colour_encoder, None, dtype),
         )
+
+
+class SplitConv:
+    """A convolution of image part and encoder part beside each other, bias and leaky ReLU."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, size: int) -> None:
+        image, encoder = weight.chunk(2, dim=1)
+        like = [1, image.shape[1], 32, size]
+        self.image = Conv(image, None, dtype, like=like)
+        self.encoder = Conv(encoder, bias, dtype, like=like)
+
+    def __call__(self, image: Tensor, encoder: Tensor, top: int, bottom: int) -> Tensor:
+        """Map two (1, C, h, w), zero rows to be added above and below, to (1, C, h', w)."""
+        encoder, padding = pad_rows(encoder, top, bottom)
+        total = self.encoder(encoder, (padding, 1))
+        image, padding = pad_rows(image, top, bottom)
+        return F.leaky_relu_(self.image.add_(total, image, (padding, 1)), SLOPE)
 
 
 @dataclass(frozen=True)
@@ -208,8 +279,7 @@ class StyledLevel:
     up: TransposedConv
     blur: Conv
     parts: tuple[Conv, Conv]
-    image: Conv
-    encoder: Conv
+    conv: WinogradConv | SplitConv
     rgb: Conv
     rgb_image: Conv
     rgb_encoder: Conv
@@ -237,6 +307,7 @@ class _Band:
         # Row k holds row (start of the strip - 2 + k) of the transposed convolution.
         self.raised = torch.empty(shape, dtype=level.dtype, memory_format=torch.channels_last)
         self.step = step
+        self.padded: Tensor | None = None
 
     def run(self, band: Rows) -> None:
         for rows in cut(band, self.step):
@@ -267,12 +338,26 @@ class _Band:
         raised = self.raised[:, :, top : top + around.stop - around.start + 3]
         y = level.blur(raised, (0, 1))
         feature = planes.feature(around)
-        part, padding = pad_rows(level.parts[0](feature), top, bottom)
-        total = level.encoder(part, (padding, 1))
-        y, padding = pad_rows(y, top, bottom)
-        total = F.leaky_relu_(level.image.add_(total, y, (padding, 1)), SLOPE)
+        part = level.parts[0](feature)
+        if isinstance(level.conv, WinogradConv):
+            total = self._winograd(level.conv, y, part, top, bottom)
+        else:
+            total = level.conv(y, part, top, bottom)
         inner = feature[:, :, rows.start - around.start : rows.stop - around.start]
         self._finish(rows, total, level.parts[1](inner))
+
+    def _winograd(self, conv: WinogradConv, y: Tensor, part: Tensor, top: int, bottom: int
+                  ) -> Tensor:  # fmt: skip
+        if self.padded is None:
+            self.padded = conv.padded(self.step, self.level.size)
+        rows = top + y.shape[2] + bottom
+        if top:
+            self.padded[0] = 0
+        if bottom:
+            self.padded[rows - 1] = 0
+        conv.fill(self.padded, y, top, 0)
+        conv.fill(self.padded, part, top, y.shape[1])
+        return channels_last(conv(self.padded[:rows]), self.level.dtype)
 
     def _finish(self, rows: Rows, image: Tensor, part: Tensor) -> None:
         """Store the strip's image and encoder part and add what they are in RGB."""

@@ -40,9 +40,9 @@ def cut(rows: Rows, step: int) -> list[Rows]:
 
 
 def strip_rows(height: int, row_bytes: int, threads: int) -> int:
-    """Rows of one strip: an even number, about STRIP_BYTES, and a strip for each thread."""
+    """Rows of one strip: a multiple of 4, about STRIP_BYTES, and a strip for each thread."""
     rows = min(STRIP_BYTES // row_bytes, height // threads)
-    return max(SMALLEST_STRIP, rows // 2 * 2)
+    return max(SMALLEST_STRIP, rows // 4 * 4)
 
 
 def bands(height: int, step: int, threads: int) -> list[Rows]:
