@@ -1,11 +1,12 @@
 """A real worker process with a scripted engine, and with faults where they are asked for.
 
 Environment:
-    FAULT_ERRNO: "CALL:NAME:ERRNO[:AFTER]", several with spaces: from call number AFTER (0) on,
+    FAULT_ERRNO: "CALL:ERRNO:NAME[:AFTER]", several with spaces: from call number AFTER (0) on,
         CALL (open, fsync, flock, replace, truncate, write) of a file whose path holds NAME fails
         with this error.
     FAULT_HOLD: "imported", "locked" or "bound": the start halts there for five seconds.
     FAULT_PROTOCOL: the protocol version this worker speaks.
+    FAULT_CLOCK: the wall clock jumps by a day, forth and back, whenever it is looked at.
 
 A job's script (see fake_engine) may also have `raise=WHAT@WHERE`: WHAT is the name of an
 exception, or "unspeakable", whose text cannot be had; WHERE is take, progress, face, result,
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import itertools
 import os
 import sys
 import time
@@ -46,7 +48,7 @@ class Faults:
         """Fail when a rule says so."""
         if isinstance(path, int):
             path = Path(f"/proc/self/fd/{path}").readlink()
-        for number, (name, part, code, *after) in enumerate(self.rules):
+        for number, (name, code, part, *after) in enumerate(self.rules):
             if name == call and part in str(path):
                 key = f"{number}"
                 self.calls[key] = self.calls.get(key, 0) + 1
@@ -111,6 +113,9 @@ def main() -> int:
     """Run the worker with the faults of the environment."""
     Faults(os.environ.get("FAULT_ERRNO", "")).install()
     hold("imported")
+    if "FAULT_CLOCK" in os.environ:
+        clock, looks = time.time, itertools.count()
+        time.time = lambda: clock() + 86400 * (next(looks) % 2)
     from face_restore_shared import connection, schema, wire
     from face_restore_worker.server import lock, process, service
 
