@@ -14,11 +14,12 @@ import plugin_path
 import pytest
 from face_restore_shared.errors import FaceRestoreError
 from face_restore_shared.schema import DetectOptions, RestoreOptions
-from restore_faces import errors, progress, status
+from restore_faces import errors, job, progress, starting, status
 from restore_faces.bundled import Paths, read_paths
 from restore_faces.job import Picture, Session
 from restore_faces.options import Settings
-from restore_faces.worker import Worker, environment
+from restore_faces.starting import environment
+from restore_faces.worker import Worker
 from worker_process import FAKE
 from worker_process import Worker as FakeWorker
 
@@ -42,6 +43,19 @@ def test_faces_come_back(tmp_path: Path) -> None:
         assert len(patch.rgb) == 3 * patch.rect.width * patch.rect.height
         assert len(patch.mask) == patch.rect.width * patch.rect.height
     assert told[0] == "sending-picture" and "restoring" in told
+
+
+def test_a_conversation_that_was_idle_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the plug-in reads a large layer it answers no heartbeat."""
+    monkeypatch.setattr(job, "IDLE_SECONDS", 0.3)
+    with FakeWorker(tmp_path), Session(plugin_worker(tmp_path), quiet) as session:
+        first = session.open()
+        assert session.open() is first
+        time.sleep(0.5)
+        assert session.open() is not first
+        assert session.restore(PICTURE, DetectOptions(), RestoreOptions(model="faces=1")).patches
 
 
 def test_an_error_of_the_worker_keeps_its_words(tmp_path: Path) -> None:
@@ -118,22 +132,53 @@ def _python_of_the_checkout() -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def test_no_worker_and_no_way_to_start_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_worker_and_no_way_to_start_one(tmp_path: Path) -> None:
     with pytest.raises(FaceRestoreError) as error:
-        plugin_worker(tmp_path).ensure(quiet, quiet)
+        plugin_worker(tmp_path).ensure(quiet)
     assert "face-restore gimp install" in str(error.value)
+
+
+def test_in_a_sandbox_the_user_is_told_what_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FLATPAK_ID", "org.gimp.GIMP")
-    with pytest.raises(FaceRestoreError) as error:
-        plugin_worker(tmp_path, ["/bin/true"]).ensure(quiet, quiet)
-    assert "Flatpak" in str(error.value) and "face-restore worker start" in str(error.value)
+    monkeypatch.setattr(starting, "NOTICE_SECONDS", 0.5)
     assert "face-restore worker start" in status.line(None)
+    stages: list[str] = []
+    with pytest.raises(FaceRestoreError) as error:
+        plugin_worker(tmp_path, ["/bin/false"]).ensure(stages.append)
+    assert "Flatpak" in str(error.value) and "face-restore worker start" in str(error.value)
+    assert "face-restore worker start" in progress.text(stages[-1])
+    assert not list((tmp_path / "state").iterdir())  # a request left there would start one later
+
+
+def test_in_a_sandbox_a_worker_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As systemd's path unit does it: whoever watches the file takes it and starts the worker."""
+    monkeypatch.setenv("SNAP_NAME", "gimp")
+    request = tmp_path / "state" / "start-request"
+    started: list[FakeWorker] = []
+
+    def on_wait(stage: str) -> None:
+        assert stage == "requested"
+        if request.exists() and not started:
+            request.unlink()
+            started.append(FakeWorker(tmp_path))
+
+    try:
+        with plugin_worker(tmp_path, ["/bin/false"]).ensure(on_wait) as client:
+            client.send([b"hello"])
+    finally:
+        started[0].end()
+    assert not request.exists()
 
 
 def test_a_worker_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path) -> None:
     command = ["/bin/sh", "-c", "echo torch is broken >&2; exit 3"]
     worker = plugin_worker(tmp_path, command)
     with pytest.raises(FaceRestoreError) as error:
-        worker.ensure(quiet, quiet)
+        worker.ensure(quiet)
     assert "status 3" in str(error.value) and "torch is broken" in str(error.value)
     assert str(worker.output_file) in str(error.value)
 
@@ -204,3 +249,12 @@ def test_progress_texts() -> None:
     assert progress.text("some-new-stage", detail="words of the worker") == "words of the worker"
     assert progress.overall(0.5, 1, 2) == 0.75
     assert progress.overall(9.0, 0, 1) == 1.0
+
+
+def test_no_face_names_what_limited_the_search() -> None:
+    plain = errors.no_face("Photo", Settings(), in_selection=False)
+    assert plain.message == 'No face was found in "Photo".' and "threshold" in plain.hint
+    limited = errors.no_face("Photo", Settings(min_face=90, threshold=75.5), in_selection=True)
+    assert 'in the selection on "Photo"' in limited.message
+    for part in ("centre is selected", "90 pixels", "75.5 %"):
+        assert part in limited.hint

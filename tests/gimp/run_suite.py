@@ -43,7 +43,7 @@ class Workers:
         env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "worker"), str(ROOT / "shared")])
         for name in ("FACE_RESTORE_MODELS", "FACE_RESTORE_CATALOGUE"):
             env.pop(name, None)
-        command = [sys.executable, "-P", "-m", "face_restore_worker.server", "--device", "cpu"]
+        command = [sys.executable, "-P", str(HERE / "recording_worker.py")]
         log = (self._home / "worker.out").open("ab")
         self._processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
 
@@ -155,7 +155,7 @@ def run(version: str, only: str = "", keep: bool = False) -> bool:
         wait_until((home / "state" / "worker.json").exists, START_SECONDS)
         command = gimp(root, version, inside, str(inside / "in_gimp.py"), {
             "FACE_RESTORE_ONLY": only,
-            "FACE_RESTORE_RUNS": os.environ.get("FACE_RESTORE_RUNS", "20"),
+            "FACE_RESTORE_RUNS": os.environ.get("FACE_RESTORE_RUNS", "100"),
         })  # fmt: skip
         with (outside / "gimp.out").open("wb") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)

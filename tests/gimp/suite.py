@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
 from array import array
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gi
@@ -21,9 +24,10 @@ sys.path.insert(0, str(PLUGIN))
 from restore_faces import bundled  # noqa: E402
 
 bundled.prepare(PLUGIN)
-from face_restore_shared import connection, paths  # noqa: E402
-from restore_faces.job import Picture, Session  # noqa: E402
-from restore_faces.options import Settings  # noqa: E402
+from face_restore_shared import connection, paths, wire  # noqa: E402
+from face_restore_shared.schema import RestoreRequest, RestoreResult  # noqa: E402
+from restore_faces import job  # noqa: E402
+from restore_faces.job import Restored  # noqa: E402
 from restore_faces.worker import Worker  # noqa: E402
 
 CHECKS = []
@@ -182,14 +186,38 @@ def worker_status():
     return dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
 
 
-def expected(layer, settings=None, dtype="uint8"):
-    """What the worker gives for the whole layer, asked for directly."""
-    settings = settings or Settings()
-    width, height = layer.get_width(), layer.get_height()
-    form = ("Y' " if layer.is_gray() else "R'G'B' ") + {"uint8": "u8", "uint16": "u16"}[dtype]
-    shown = Picture(width, height, 1 if layer.is_gray() else 3, dtype, whole(layer, form))
-    with Session(Worker(), lambda *_: None) as session:
-        return session.restore(shown, settings.detect_options(), settings.restore_options())
+@dataclass
+class Exchange:
+    """What the worker was sent and what it answered, as recording_worker.py saw it.
+
+    picture: (height, width, channels) values in [0, 1], flat.
+    """
+
+    request: RestoreRequest
+    picture: array
+    answer: Restored
+
+
+def exchange():
+    """The plug-in's last exchange with the worker: the checks compare with this very answer.
+
+    Asking the worker again would not do. babl chooses among its conversions by timing them, so
+    two processes may read one layer with 16-bit values that differ by one, and the face is then
+    found a hundredth of a pixel beside.
+    """
+    file = FOLDER / "home" / "suite" / "last.json"
+    told = json.loads(file.read_text(encoding="utf-8"))
+    data = memoryview(file.with_suffix(".bin").read_bytes())
+    file.unlink()  # of this run, never of an earlier one
+    views, start = [], 0
+    for size in told["sent"] + told["answered"]:
+        views.append(data[start : start + size])
+        start += size
+    request = RestoreRequest.from_wire(told["request"])
+    result = RestoreResult.from_wire(told["result"])
+    answered = [wire.Buffer([view], view.nbytes) for view in views[len(told["sent"]) :]]
+    picture = job.floats(wire.Buffer(views[:1], views[0].nbytes), request.image.dtype)
+    return Exchange(request, picture, job.restored(result, answered))
 
 
 def offsets(item):
@@ -224,6 +252,72 @@ def state():
 
     answer = status.query(Worker())
     return answer[0] if answer else None
+
+
+def kill_worker():
+    """Kill the worker with SIGKILL; returns when it has ended (its parent may not have noticed)."""
+    pid = worker_connection().pid
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: ended(pid), "the worker's end")
+    return pid
+
+
+def ended(pid):
+    """Whether the process is gone, or is left only as a status for its parent to ask for."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return text.rpartition(")")[2].split()[0] in "ZX"
+
+
+@contextmanager
+def switch(name):
+    """A switch of recording_worker.py ("hold", "instant"), on within the block."""
+    file = FOLDER / "home" / "suite" / name
+    file.touch()
+    try:
+        yield file
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def faces_begun():
+    """The lines of recording_worker.py's trace, and an empty trace from now on."""
+    file = FOLDER / "home" / "suite" / "trace"
+    lines = file.read_text().splitlines() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return lines
+
+
+def face_begun():
+    """Whether the worker has begun a face since the trace was emptied."""
+    return (FOLDER / "home" / "suite" / "trace").exists()
+
+
+@contextmanager
+def installed_with(text=None, **values):
+    """The plug-in with another settings file, or with other values in it, within the block."""
+    file = PLUGIN / bundled.PATHS_FILE
+    right = file.read_bytes()
+    file.write_text(json.dumps({**json.loads(right), **values}) if text is None else text)
+    try:
+        yield
+    finally:
+        file.write_bytes(right)
+
+
+@contextmanager
+def connection_with(**values):
+    """The plug-in finding a connection file with other values, within the block.
+
+    It lies in a folder of its own: the worker mends its file when somebody changes it.
+    """
+    folder = FOLDER / "elsewhere"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    connection.write(folder / "worker.json", replace(worker_connection(), **values))
+    with installed_with(state_dir=str(folder)):
+        yield
 
 
 class Meanwhile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from face_restore_shared.errors import FaceRestoreError
 
 from restore_faces.i18n import _
+from restore_faces.options import Settings
 
 
 class PluginError(FaceRestoreError):
@@ -17,6 +18,29 @@ class NothingToDo(FaceRestoreError):
     """No face, or an empty selection: told as a message, the image stays as it is."""
 
     default_code = "nothing-to-do"
+
+
+def no_face(layer: str, settings: Settings, in_selection: bool) -> NothingToDo:
+    """That no face was found on the layer of this name, and what limited the search."""
+    message = _('No face was found in "{layer}".')
+    limits = []
+    if in_selection:
+        message = _('No face was found in the selection on "{layer}".')
+        limits.append(_("A face counts when its centre is selected."))
+    if settings.min_face > Settings.min_face:
+        limits.append(
+            _("Faces less than {pixels} pixels high were left alone (smallest face).").format(
+                pixels=settings.min_face
+            )
+        )
+    if settings.threshold > 0:
+        limits.append(
+            _("Those the detector is less than {percent} % sure of were left alone.").format(
+                percent=f"{settings.threshold:g}"
+            )
+        )
+    usual = _("Lower the detection threshold or the smallest face, or select another layer.")
+    return NothingToDo(message.format(layer=layer), hint=" ".join(limits) or usual)
 
 
 def known(code: str) -> tuple[str, str] | None:

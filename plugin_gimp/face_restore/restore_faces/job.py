@@ -39,6 +39,7 @@ SILENCE_SECONDS = 3.0
 LOADING_SECONDS = 60.0  # loading a model can hold the worker's Python for a while
 SLOWEST_BYTES = 10e6
 POLL_SECONDS = 0.25
+IDLE_SECONDS = 1.0
 _LOADING = ("starting", "loading", "loading-model")
 
 Listener = Callable[[str, int, int, float, str], None]
@@ -116,7 +117,7 @@ class Conversation:
         body, frames = self._await(job, spec.nbytes, listener)
         rest, declared = wire.take_sizes(body)
         result = RestoreResult.from_wire(rest)
-        return _restored(result, wire.collect(frames, declared, result.buffers))
+        return restored(result, wire.collect(frames, declared, result.buffers))
 
     def _ask(self, kind: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         request = str(next(self._ids))
@@ -182,13 +183,14 @@ def _tell(header: wire.Header, listener: Listener) -> None:
         raise SchemaError(f"The worker sent a {header.type} message for a job.")
 
 
-def _restored(result: RestoreResult, buffers: Sequence[wire.Buffer]) -> Restored:
+def restored(result: RestoreResult, buffers: Sequence[wire.Buffer]) -> Restored:
+    """A result and its buffers as patches."""
     patches, rest = [], list(buffers)
     for face in result.faces:
         spec = face.patch
         if spec is None:
             continue
-        rgb, mask = (_floats(buffer, spec.dtype) for buffer in rest[:2])
+        rgb, mask = (floats(buffer, spec.dtype) for buffer in rest[:2])
         rest = rest[len(face.buffers) :]
         rect = Rect(spec.x, spec.y, spec.width, spec.height)
         patches.append(Patch(rect, rgb, mask, face.box, face.score, face.note))
@@ -206,7 +208,7 @@ def _restored(result: RestoreResult, buffers: Sequence[wire.Buffer]) -> Restored
 _CODES = {"uint8": ("B", 1 / 255), "uint16": ("H", 1 / 65535), "float32": ("f", 1.0)}
 
 
-def _floats(buffer: wire.Buffer, dtype: str) -> array[float]:
+def floats(buffer: wire.Buffer, dtype: str) -> array[float]:
     """The buffer's values; float32 is what was asked for, integers are brought to [0, 1]."""
     code, scale = _CODES[dtype]
     values: array[float] = array(code)
@@ -223,6 +225,7 @@ class Session:
         self._worker = worker
         self._listener = listener
         self._talk: Conversation | None = None
+        self._used = 0.0
 
     def __enter__(self) -> Session:
         return self
@@ -237,12 +240,16 @@ class Session:
             self._talk = None
 
     def open(self) -> Conversation:
-        """The conversation; the worker is started when none runs."""
+        """The conversation; the worker is started when none runs.
+
+        One that was idle is begun anew: meanwhile this process may have been too busy (reading
+        the next layer) to answer the worker's heartbeats.
+        """
+        if self._talk is not None and time.monotonic() - self._used > IDLE_SECONDS:
+            self.close()
+        self._used = time.monotonic()
         if self._talk is None:
-            client = self._worker.ensure(
-                lambda: self._listener("starting", 0, 0, 0.0, ""),
-                lambda: self._listener("starting", 0, 0, 0.0, ""),
-            )
+            client = self._worker.ensure(lambda stage: self._listener(stage, 0, 0, 0.0, ""))
             try:
                 self._talk = Conversation(client)
             except BaseException:
@@ -259,6 +266,8 @@ class Session:
         except FaceRestoreError as error:
             if error.code != "stopping":
                 raise
+        finally:
+            self._used = time.monotonic()
         self.close()
         self._listener("restarting", 0, 0, 0.0, "")
         time.sleep(POLL_SECONDS)

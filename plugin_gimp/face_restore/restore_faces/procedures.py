@@ -65,6 +65,7 @@ def _choice(names: tuple[str, ...], labels: tuple[str, ...]) -> Gimp.Choice:
 
 
 def _add_arguments(procedure: Gimp.Procedure) -> None:
+    """The arguments, in the order of options.Settings' use: which faces, how they come back."""
     own = Settings()
     procedure.add_string_argument(
         "model",
@@ -73,21 +74,35 @@ def _add_arguments(procedure: Gimp.Procedure) -> None:
         own.model,
         _FLAGS,
     )
+    labels = (
+        _("In the selection, all without one"),
+        _("All, whatever is selected"),
+        _("The largest"),
+    )
     procedure.add_choice_argument(
         "faces",
         _("_Faces"),
         _("Which faces to restore"),
-        _choice(
-            FACES,
-            (
-                _("In the selection, all without one"),
-                _("All, whatever is selected"),
-                _("The largest"),
-            ),
-        ),
+        _choice(FACES, labels),
         own.faces,
         _FLAGS,
     )
+    _add_result_arguments(procedure, own)
+    _add_number(procedure, "threshold", _("_Detection threshold (%)"), own.threshold, 100.0,
+                _("How sure the detector must be; 0 is its own value"))  # fmt: skip
+    procedure.add_int_argument(
+        "min-face",
+        _("Smallest face (_pixels)"),
+        _("Faces less high than this are left alone"),
+        1,
+        4096,
+        own.min_face,
+        _FLAGS,
+    )
+
+
+def _add_result_arguments(procedure: Gimp.Procedure, own: Settings) -> None:
+    """What the new layer is like."""
     _add_number(procedure, "strength", _("Stren_gth (%)"), own.strength, 100.0,
                 _("The new layer's opacity"))  # fmt: skip
     _add_number(procedure, "softness", _("Mask soft_ness (%)"), own.softness, 400.0,
@@ -112,17 +127,6 @@ def _add_arguments(procedure: Gimp.Procedure) -> None:
         _("One la_yer for each face"),
         _("In a layer group, from left to right"),
         own.layer_per_face,
-        _FLAGS,
-    )
-    _add_number(procedure, "threshold", _("_Detection threshold (%)"), own.threshold, 100.0,
-                _("How sure the detector must be; 0 is its own value"))  # fmt: skip
-    procedure.add_int_argument(
-        "min-face",
-        _("Smallest face (_pixels)"),
-        _("Faces less high than this are left alone"),
-        1,
-        4096,
-        own.min_face,
         _FLAGS,
     )
 

@@ -10,6 +10,7 @@ def text(stage: str, face: int = 0, faces: int = 0, detail: str = "") -> str:
     fixed = {
         "reading": _("Reading the layer"),
         "starting": _("Starting the worker"),
+        "requested": _("Waiting for the worker (in a terminal: face-restore worker start)"),
         "restarting": _("The worker was lost: starting it again"),
         "sending-picture": _("Sending the picture to the worker"),
         "loading-model": _("Loading the model"),

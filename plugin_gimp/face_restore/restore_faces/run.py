@@ -9,7 +9,7 @@ from gi.repository import Gegl, Gimp
 
 from restore_faces import layers, pixels, progress
 from restore_faces.blend import trim
-from restore_faces.errors import NothingToDo, PluginError
+from restore_faces.errors import NothingToDo, PluginError, no_face
 from restore_faces.i18n import _
 from restore_faces.job import Restored, Session
 from restore_faces.layers import Result
@@ -97,15 +97,8 @@ def _no_face(source: Source, restored: Restored, settings: Settings) -> NothingT
             _('No face of "{layer}" could be restored.').format(layer=name),
             hint=" ".join(restored.notes),
         )
-    if settings.uses_selection and pixels.selection_bounds(source.layer.get_image()) is not None:
-        return NothingToDo(
-            _('No face was found in the selection on "{layer}".').format(layer=name),
-            hint=_("A face counts when its centre is selected."),
-        )
-    return NothingToDo(
-        _('No face was found in "{layer}".').format(layer=name),
-        hint=_("Lower the detection threshold or the smallest face, or select another layer."),
-    )
+    selected = pixels.selection_bounds(source.layer.get_image()) is not None
+    return no_face(name, settings, settings.uses_selection and selected)
 
 
 def _together(reasons: Sequence[NothingToDo]) -> NothingToDo:

@@ -11,7 +11,8 @@ from face_restore_shared.schema import ModelInfo, StatusReply
 from restore_faces import errors
 from restore_faces.i18n import _
 from restore_faces.job import Conversation
-from restore_faces.worker import Worker, sandbox_name
+from restore_faces.starting import sandbox_name
+from restore_faces.worker import Worker
 
 
 def query(worker: Worker) -> tuple[StatusReply, tuple[ModelInfo, ...]] | None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from face_restore_shared import connection as connection_module
 from face_restore_shared import paths, wire
@@ -19,16 +15,12 @@ from face_restore_shared.zmtp_frames import AuthenticationRefused
 from restore_faces.bundled import Paths, read_paths
 from restore_faces.errors import PluginError
 from restore_faces.i18n import _
+from restore_faces.starting import Requested, Spawned, Start, sandbox_name
 
-START_SECONDS = 60.0
 POLL_SECONDS = 0.1
+ATTEMPTS = 3  # the file may be of a worker that was replaced a moment ago
 PING_SECONDS, PATIENCE_SECONDS = 0.5, 2.4
 MAX_MESSAGE = 8 << 30
-
-# What GIMP, AppImage and other bundles set for themselves would break the worker's Python.
-_SCRUBBED_PREFIXES = ("PYTHON", "GIMP", "GEGL", "BABL", "GTK_", "GDK_PIXBUF", "GIO_", "GI_")
-_SCRUBBED = ("APPDIR", "APPIMAGE", "ARGV0", "OWD", "LD_PRELOAD", "__PYVENV_LAUNCHER__")
-_BUNDLED = ("APPDIR", "APPIMAGE", "GIMP3_PLUGINDIR", "GIMP3_DATADIR")
 
 
 class Worker:
@@ -70,29 +62,33 @@ class Worker:
         Raises PluginError (codes "wrong-token", "worker-silent"), ConnectionFileError,
         wire.ProtocolMismatch.
         """
-        refused: AuthenticationRefused | None = None
-        for _attempt in range(2):
+        left = ATTEMPTS
+        while True:
             found = self.find()
             if found is None:
                 return None
+            began = time.monotonic()
+            left -= 1
             try:
                 return _open(found, timeout)
             except AuthenticationRefused as error:
-                refused = error  # it may just have been replaced: the file is read once more
-                time.sleep(POLL_SECONDS)
+                if left == 0:
+                    raise PluginError(
+                        _("The worker refused the connection: the token does not fit."),
+                        hint=_("Restart it in a terminal: face-restore worker restart"),
+                        code="wrong-token",
+                    ) from error
             except PeerLost as error:
                 if self._replaced_or_gone(found):
                     return None
-                raise PluginError(
-                    _("The worker (process {pid}) does not answer.").format(pid=found.pid),
-                    hint=_("Restart it in a terminal: face-restore worker restart"),
-                    code="worker-silent",
-                ) from error
-        raise PluginError(
-            _("The worker refused the connection: the token does not fit."),
-            hint=_("Restart it in a terminal: face-restore worker restart"),
-            code="wrong-token",
-        ) from refused
+                # One that hung up at once is just ending or was replaced; a silent one is not.
+                if left == 0 or time.monotonic() - began > timeout / 2:
+                    raise PluginError(
+                        _("The worker (process {pid}) does not answer.").format(pid=found.pid),
+                        hint=_("Restart it in a terminal: face-restore worker restart"),
+                        code="worker-silent",
+                    ) from error
+            time.sleep(POLL_SECONDS)
 
     def _replaced_or_gone(self, found: Connection) -> bool:
         """Whether nothing listens at its port any more (its process may be in another sandbox)."""
@@ -108,46 +104,31 @@ class Worker:
             return False
         return False
 
-    def ensure(self, on_start: Callable[[], None], on_wait: Callable[[], None]) -> ZmtpClient:
+    def ensure(self, on_wait: Callable[[str], None]) -> ZmtpClient:
         """A connection to a worker, started when none runs.
 
-        on_start: told before one is started. on_wait: called while waiting for it.
+        on_wait: called with the stage (progress.text) again and again while one is waited for.
         Raises as `connect`, and PluginError (code "worker-start") when none can be started.
         """
         client = self.connect()
         if client is not None:
             return client
-        self._check_startable()
-        on_start()
-        offset = self.output_file.stat().st_size if self.output_file.exists() else 0
-        process = self._spawn()
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            client = self.connect()
-            if client is not None:
-                return client
-            status = process.poll()
-            if status not in (None, 0):  # 0: another one was started at the same moment
-                raise self._not_started(
-                    _("It ended with status {status}.").format(status=status), offset
-                )
-            on_wait()
-            time.sleep(POLL_SECONDS)
-        raise self._not_started(
-            _("It was not ready within {seconds} seconds.").format(seconds=int(START_SECONDS)),
-            offset,
-        )
+        start = self._start()
+        try:
+            while True:
+                on_wait(start.stage)
+                client = self.connect()
+                if client is not None:
+                    return client
+                start.check()
+                time.sleep(POLL_SECONDS)
+        finally:
+            start.end()
 
-    def _check_startable(self) -> None:
+    def _start(self) -> Start:
         sandbox = sandbox_name()
         if sandbox:
-            raise PluginError(
-                _("No worker is running, and a GIMP from {sandbox} cannot start it.").format(
-                    sandbox=sandbox
-                ),
-                hint=_("Start it in a terminal: face-restore worker start"),
-                code="worker-start",
-            )
+            return Requested(self.connection_file.parent, sandbox)
         if not self._settings.worker_command:
             raise PluginError(
                 _("No worker is running, and the plug-in does not know how to start it ({why}).")
@@ -155,46 +136,7 @@ class Worker:
                 hint=_("Install the plug-in again: face-restore gimp install"),
                 code="worker-start",
             )  # fmt: skip
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        """Start the worker outside GIMP's process group, without GIMP's environment."""
-        output = self.output_file
-        paths.private_folder(output.parent)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-        home = Path("~").expanduser()
-        try:
-            with os.fdopen(os.open(output, flags, 0o600), "ab") as stream:
-                return subprocess.Popen(
-                    self._settings.worker_command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=stream,
-                    cwd=home if home.is_dir() else None,
-                    env=environment(),
-                    **_detached(),
-                )
-        except OSError as error:
-            raise PluginError(
-                _("The worker could not be started: {why}.").format(why=error),
-                hint=_("Install the plug-in again: face-restore gimp install"),
-                code="worker-start",
-            ) from error
-
-    def _not_started(self, why: str, offset: int) -> PluginError:
-        try:
-            with self.output_file.open("rb") as file:
-                file.seek(offset)
-                tail = file.read(64 * 1024).decode("utf-8", "replace").strip().splitlines()[-3:]
-        except OSError:
-            tail = []
-        said = " ".join(tail)
-        return PluginError(
-            " ".join(part for part in (_("The worker could not be started."), why, said) if part),
-            hint=_("Its messages are in {path}; face-restore doctor checks the set-up.").format(
-                path=self.output_file
-            ),
-            code="worker-start",
-        )
+        return Spawned(self._settings.worker_command, self.output_file)
 
 
 def _open(found: Connection, timeout: float) -> ZmtpClient:
@@ -209,30 +151,3 @@ def _open(found: Connection, timeout: float) -> ZmtpClient:
         max_frame=wire.MAX_FRAME,
         max_message=MAX_MESSAGE,
     )
-
-
-def sandbox_name() -> str:
-    """ "Flatpak" or "Snap" when GIMP runs in one, which may not start programs; else ""."""
-    if os.environ.get("FLATPAK_ID") or Path("/.flatpak-info").exists():
-        return "Flatpak"
-    if "gimp" in os.environ.get("SNAP_NAME", "") or "/snap/gimp" in os.environ.get("SNAP", ""):
-        return "Snap"
-    return ""
-
-
-def environment() -> dict[str, str]:
-    """The environment for the worker, without what belongs to GIMP or a bundle."""
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(_SCRUBBED_PREFIXES) and name not in _SCRUBBED
-    }
-    if any(name in os.environ for name in _BUNDLED):
-        env.pop("LD_LIBRARY_PATH", None)
-    return env
-
-
-def _detached() -> dict[str, Any]:
-    if sys.platform == "win32":
-        return {"creationflags": 0x00000008 | 0x00000200 | 0x08000000}  # detached, no window
-    return {"start_new_session": True}
