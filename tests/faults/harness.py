@@ -180,7 +180,7 @@ class Client(threading.Thread):
     ) -> None:
         super().__init__(daemon=True)
         self.script, self.picture, self.on_stage = script, picture, on_stage
-        self.outcome = ""
+        self.outcome = self.error = ""
         self.told = 0.0
         self.stages: list[str] = []
         self.start()
@@ -206,7 +206,7 @@ class Client(threading.Thread):
                 )
                 self.outcome = "answer" if outcome.patches else "nothing"
         except FaceRestoreError as error:
-            self.outcome = error.code
+            self.outcome, self.error = error.code, str(error)
         except Exception as error:
             self.outcome = f"{type(error).__name__}: {error}"
         self.told = self.told or time.monotonic()

@@ -54,6 +54,9 @@ def one(home: FaultHome, name: str, stage: str, stopped: float) -> tuple[list[st
         time.sleep(max(0.0, sent[0] + stopped + 0.1 - time.monotonic()))
         home.check_next_job()
     home.stop_and_check_nothing_stays()
+    for client in clients:
+        if client.outcome != "answer":
+            print(f"{name} during {stage}: {client.error}")
     return [client.outcome for client in clients], late
 
 
