@@ -13,6 +13,7 @@ from face_restore_shared.errors import FaceRestoreError
 from face_restore_shared.version import __version__
 
 from face_restore_worker.cli import (
+    bench,
     bundle,
     compat,
     detect,
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     worker.add_status_parser(commands)
     gimp.add_parser(commands)
     bundle.add_parser(commands)
+    bench.add_parser(commands)
     doctor.add_parser(commands)
     return parser
 

@@ -1,0 +1,101 @@
+"""What can be timed: this project's own paths and what others run the same network with."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import util
+
+from face_restore_shared.errors import FaceRestoreError
+
+PEERS = ("onnxruntime", "openvino", "eager", "compile", "reference")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute GPEN.
+
+    key: names it between the processes. label: for people.
+    warm_up: calls after the first one until it runs at its steady speed.
+    gigabytes: about its peak memory for one 2048 face on a processor, to keep within memory.
+    needs: packages that must be importable. onnx: whether it reads the exported network.
+    """
+
+    key: str
+    label: str
+    warm_up: int = 0
+    gigabytes: float = 2.0
+    needs: tuple[str, ...] = ()
+    onnx: bool = False
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A variant that cannot run here. why: what is not there; mend: how to get it."""
+
+    label: str
+    why: str
+    mend: str
+
+
+def own(precision: str) -> Variant:
+    """This project's path in "fp32", "bf16" or "fp16"."""
+    return Variant(precision, f"this project, {precision}", warm_up=1)
+
+
+def peers(name: str, device: str) -> list[Variant]:
+    """The variants that one word of --compare stands for, on a device."""
+    kind = device.partition(":")[0]
+    eager = "fp16" if kind == "cuda" else "fp32"
+    exporter = ("onnxscript",)
+    if name == "onnxruntime":
+        label = "ONNX Runtime, CUDA, fp32" if kind == "cuda" else "ONNX Runtime, fp32"
+        return [Variant(name, label, 2, 8.5, ("onnxruntime", *exporter), onnx=True)]
+    if name == "openvino":
+        needs = ("openvino", *exporter)
+        return [
+            Variant("openvino-f32", "OpenVINO, f32", 1, 4.0, needs, onnx=True),
+            Variant("openvino-default", "OpenVINO, its default", 1, 3.0, needs, onnx=True),
+        ]
+    if name == "eager":
+        return [Variant(name, f"the authors' way, eager, {eager}", 0, 6.5)]
+    if name == "compile":
+        mode = "max-autotune, " if kind == "cuda" else ""
+        return [Variant(name, f"torch.compile of the reference, {mode}{eager}", 2, 5.0)]
+    if name == "reference":
+        return [Variant(name, f"the readable reference network, {eager}", 0, 2.7)]
+    raise FaceRestoreError(
+        f"--compare knows no {name!r}.", hint=f"It takes {', '.join(PEERS)}.", code="usage"
+    )
+
+
+def why_missing(variant: Variant, device: str) -> Missing | None:
+    """Why a variant cannot run in this environment; None when it can."""
+    absent = [name for name in variant.needs if util.find_spec(name) is None]
+    if absent:
+        names = " and ".join(absent)
+        verb = "is" if len(absent) == 1 else "are"
+        install = f"pip install {' '.join(absent)}"
+        return Missing(variant.label, f"{names} {verb} not installed", install)
+    kind = device.partition(":")[0]
+    if variant.key.startswith("openvino") and kind != "cpu":
+        return Missing(variant.label, f"it has no support for {kind}", "use --device cpu")
+    compilers = ("g++", "clang++", "c++", "cl")
+    if variant.key == "compile" and kind == "cpu" and not any(map(shutil.which, compilers)):
+        return Missing(variant.label, "there is no C++ compiler", "install g++ or clang++")
+    if variant.key == "compile" and kind == "cuda" and util.find_spec("triton") is None:
+        return Missing(variant.label, "triton is not installed", "pip install triton")
+    return None
+
+
+def choose(
+    precisions: Sequence[str], compare: Sequence[str], device: str
+) -> tuple[list[Variant], list[Missing]]:
+    """What is timed, this project's own first; and what was asked for but cannot run."""
+    wanted = [own(precision) for precision in precisions]
+    for name in dict.fromkeys(compare):
+        wanted += peers(name, device)
+    missing = [why_missing(variant, device) for variant in wanted]
+    chosen = [v for v, gap in zip(wanted, missing, strict=True) if gap is None]
+    return chosen, [gap for gap in missing if gap is not None]
