@@ -28,7 +28,7 @@ class IdentityEngine(RestorerEngine):
 
             self._only = Restorer(device="cpu", detector=detector, network=Identity())
             self._only.load()
-        return self._only
+        return self._only, None
 
 
 def main() -> int:
