@@ -16,7 +16,7 @@ import torch
 
 # Bytes of one strip of one feature: small enough for the cache, large enough that what is
 # computed twice at its borders, and the calls themselves, do not count.
-STRIP_BYTES = 4 * 1024 * 1024
+STRIP_BYTES = 8 * 1024 * 1024
 SMALLEST_STRIP = 8  # rows
 BANDS_PER_THREAD = 4  # so that a thread that was held up leaves its share to the others
 
