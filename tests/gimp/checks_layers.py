@@ -1,7 +1,8 @@
 """Where the new layers are, what they look like, and that nothing else changes."""
 
-from gi.repository import Gimp
+from gi.repository import Gimp, Gio
 from suite import (
+    FOLDER,
     P,
     check,
     equal,
@@ -299,6 +300,46 @@ def a_text_layer_is_only_read():
     true(outcome.good, outcome.message)
     true(text.is_text_layer(), "no longer a text layer")
     equal(len(image.get_layers()), 2, "layers")
+
+
+def a_link_layer_is_only_read():
+    source, _layer = photo()
+    file = Gio.File.new_for_path(str(FOLDER / "linked.png"))
+    true(Gimp.file_save(Gimp.RunMode.NONINTERACTIVE, source, file, None), "not saved")
+    image = new_image(source.get_width(), source.get_height())
+    link = Gimp.LinkLayer.new(image, file)
+    image.insert_layer(link, None, 0)
+    before = whole(link)
+    (new,) = restored(image, [link])
+    equal(names(image), [new.get_name(), link.get_name()], "layers")
+    true(not isinstance(new, Gimp.LinkLayer), "the new layer is a link")
+    equal(link.get_file().get_path(), file.get_path(), "the link's file")
+    true(isinstance(image.get_layers()[1], Gimp.LinkLayer), "no longer a link")
+    true(whole(link) == before, "the link layer was changed")
+    return f"{new.get_width()} x {new.get_height()} above it"
+
+
+def a_vector_layer_is_only_read():
+    image, _layer = photo()
+    path = Gimp.Path.new(image, "no face")
+    corners = [(40.0, 40.0), (400.0, 60.0), (380.0, 420.0), (60.0, 390.0)]
+    points = [value for corner in corners for value in corner * 3]
+    path.stroke_new_from_points(Gimp.PathStrokeType.BEZIER, points, True)
+    image.insert_path(path, None, 0)
+    vector = Gimp.VectorLayer.new(image, path)
+    image.insert_layer(vector, None, 0)
+    before = whole(vector)
+    true(any(before), "the vector layer shows nothing")
+    outcome = run(image, [vector])
+    true(outcome.good, outcome.message)
+    equal(len(image.get_layers()), 2, "layers")
+    true(isinstance(image.get_layers()[0], Gimp.VectorLayer), "no longer a vector layer")
+    true(whole(vector) == before, "the vector layer was changed")
+
+
+if hasattr(Gimp, "LinkLayer"):  # GIMP 3.2 has both, 3.0 neither
+    check(a_link_layer_is_only_read)
+    check(a_vector_layer_is_only_read)
 
 
 @check

@@ -2,6 +2,7 @@
 
 import checks_layers  # noqa: F401
 import checks_pixels  # noqa: F401
+import checks_readme  # noqa: F401
 import checks_worker  # noqa: F401
 import suite
 

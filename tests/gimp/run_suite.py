@@ -85,7 +85,7 @@ def prepare(outside: Path, inside: Path) -> None:
     command = ["/bin/sh", "-c", f"touch {request}; exec sleep 60"]
     install_plugin(outside / "profile" / "plug-ins", command)
     pictures(outside)
-    for file in HERE.glob("*.py"):
+    for file in (*HERE.glob("*.py"), ROOT / "README.md"):
         shutil.copy(file, outside)
 
 
