@@ -36,11 +36,11 @@ from restore_faces.worker import Worker
 
 ANSWER_SECONDS = 10.0
 SILENCE_SECONDS = 3.0
-LOADING_SECONDS = 60.0  # loading a model can hold the worker's Python for a while
+PATIENT_SECONDS = 60.0  # loading can hold the worker's Python; a result may be gigabytes
 SLOWEST_BYTES = 10e6
 POLL_SECONDS = 0.25
 IDLE_SECONDS = 1.0
-_LOADING = ("starting", "loading", "loading-model")
+_PATIENT = ("starting", "loading", "loading-model", "sending")
 
 Listener = Callable[[str, int, int, float, str], None]
 """Called with stage, face, faces, fraction, detail (progress.text)."""
@@ -167,7 +167,7 @@ class Conversation:
                 raise ErrorReply.from_wire(header.body).to_error()
             if header.type == "progress":
                 stage = self._state = Progress.from_wire(header.body).stage
-            limit = LOADING_SECONDS if stage in _LOADING else SILENCE_SECONDS
+            limit = PATIENT_SECONDS if stage in _PATIENT else SILENCE_SECONDS
             _tell(header, listener)
 
 

@@ -43,10 +43,12 @@ if TYPE_CHECKING:
     from face_restore_worker.pipeline.types import Face, RestoreOutcome
 
 PULSE_LIMIT = 3.0
-LOADING_LIMIT = 60.0  # importing torch can hold Python's lock for seconds on a slow disk
+PATIENT_LIMIT = 60.0  # importing torch can hold Python's lock for seconds on a slow disk
 POLL_SECONDS = 0.25
 SLOWEST_BYTES = 10e6  # per second, for the time a request may take to arrive
-_LOADING = ("starting", "loading", "loading-model")
+# While models load, and while a result of perhaps gigabytes is on its way, no pulse need come;
+# a worker that is stopped or dead is noticed by libzmq's pings then, too.
+_PATIENT = ("starting", "loading", "loading-model", "sending")
 
 ProgressListener = Callable[[Progress], None]
 
@@ -255,7 +257,7 @@ class WorkerClient:
                 raise ErrorReply.from_wire(header.body).to_error()
             if header.type == "progress":
                 stage = self._state = Progress.from_wire(header.body).stage
-            limit = LOADING_LIMIT if stage in _LOADING else PULSE_LIMIT
+            limit = PATIENT_LIMIT if stage in _PATIENT else PULSE_LIMIT
             if on_progress is not None:
                 _tell(header, on_progress)
 
