@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_gimp
 import pytest
 from cli_process import Home
 from face_restore_shared import connection
@@ -122,8 +123,21 @@ def test_gimp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, lev
     text = f"GNU Image Manipulation Program version {version}" if version else ""
     gimp.write_text(f"#!/bin/sh\necho '{text}'\n")
     gimp.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert levels(checks.check_gimp()) == [level]
+
+
+def test_gimp_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gimp.put(tmp_path / "bin", "3.0.4")
+    fake_gimp.put_flatpak(tmp_path / "bin", tmp_path / "hidden", "3.2.0")
+    (tmp_path / "snap" / "gimp").mkdir(parents=True)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = list(checks.check_gimp())
+    assert [finding.level for finding in found] == ["ok", "ok", "warn"]
+    text = " ".join(finding.text for finding in found)
+    assert "GIMP 3.0.4" in text and "GIMP 3.2.0 (Flatpak)" in text and "Snap" in text
 
 
 def test_a_damaged_model(home_folder: Path) -> None:

@@ -328,27 +328,25 @@ def check_loopback() -> Iterator[Finding]:
 
 
 def check_gimp() -> Iterator[Finding]:
-    """GIMP, if there is one, is new enough for the plug-in."""
-    import re
+    """Every GIMP of this machine, and whether the plug-in can go into it."""
+    from face_restore_worker.gimp.programs import find_programs, has_snap
+    from face_restore_worker.gimp.surroundings import Surroundings
 
-    for name in ("gimp-3.2", "gimp-3.0", "gimp-3", "gimp"):
-        tool = shutil.which(name)
-        if tool is None:
-            continue
-        try:
-            done = subprocess.run(
-                [tool, "--version"], capture_output=True, text=True, timeout=30, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            yield Finding(WARN, "gimp", f"{tool} does not start: {error}", "Reinstall GIMP.")
-            return
-        match = re.search(r"(\d+)\.(\d+)(\.\d+)?", done.stdout)
-        if match is None:
-            yield Finding(WARN, "gimp", f"{tool} does not say its version", "Reinstall GIMP.")
-        elif int(match[1]) < 3:
-            text = f"{match[0]} is too old for the plug-in"
+    here = Surroundings.here()
+    programs = find_programs(here)
+    for program in programs:
+        place = " ".join(program.command)
+        if int(program.version.split(".")[0]) < 3:
+            text = f"{program.name} is too old for the plug-in ({place})"
             yield Finding(WARN, "gimp", text, "Install GIMP 3; the command line works anyway.")
         else:
-            yield Finding(OK, "gimp", f"{match[0]} ({tool})")
-        return
-    yield Finding(OK, "gimp", "not found (only the plug-in needs it)")
+            yield Finding(OK, "gimp", f"{program.name} ({place})")
+    if has_snap(here):
+        text = "a GIMP from Snap cannot take the plug-in"
+        yield Finding(WARN, "gimp", text, "Install GIMP as a package, a Flatpak or an AppImage.")
+    elif not programs:
+        tool = shutil.which("gimp")
+        if tool is not None:
+            yield Finding(WARN, "gimp", f"{tool} does not say its version", "Reinstall GIMP.")
+        else:
+            yield Finding(OK, "gimp", "not found (only the plug-in needs it)")
