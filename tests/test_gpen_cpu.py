@@ -135,13 +135,14 @@ def test_released_memory_is_taken_anew() -> None:
 
 def test_planes_keep_one_buffer_for_a_name_and_grow_it() -> None:
     planes = Planes()
-    small = planes.take("a", (3, 4, 5), torch.float32)
+    (small,) = planes.take("a", [(3, 4, 5)], torch.float32)
     assert small.shape == (1, 3, 4, 5)
     assert small.is_contiguous(memory_format=torch.channels_last)
-    large = planes.take("a", (16, 256, 256), torch.bfloat16)
-    assert large.dtype == torch.bfloat16 and large.data_ptr() != small.data_ptr()
-    again = planes.take("a", (8, 256, 256), torch.bfloat16)
-    assert again.data_ptr() == large.data_ptr() and len(planes) == 1
+    first, second = planes.take("a", [(16, 256, 256), (2, 4, 8)], torch.bfloat16)
+    assert first.dtype == torch.bfloat16 and first.data_ptr() != small.data_ptr()
+    assert second.data_ptr() == first.data_ptr() + 2 * first.numel()
+    (again,) = planes.take("a", [(8, 256, 256)], torch.bfloat16)
+    assert again.data_ptr() == first.data_ptr() and len(planes) == 1
     small.fill_(1.0)  # still its own memory
 
 

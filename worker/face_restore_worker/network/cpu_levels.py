@@ -31,7 +31,7 @@ _EPSILON = 1e-8
 # Winograd's convolution is faster with at least so many input channels than a direct one in fp32,
 # and than one in bf16.
 WINOGRAD_INPUTS = {torch.float32: 128, torch.bfloat16: 1024}
-WINOGRAD_SIDE = 32  # smaller planes have fewer pixels than the transformed weights are worth
+WINOGRAD_SIDE = 64  # smaller planes have fewer pixels than the transformed weights are worth
 Feature = Callable[[Rows], Tensor]  # rows of an encoder feature, (1, C, rows, w), channels_last
 Layers = tuple[StyledConv, StyledConv, ToRgb]  # of one resolution: up-convolution, convolution
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
 import sys
 from functools import lru_cache
@@ -61,25 +62,30 @@ class Planes:
     def __len__(self) -> int:
         return len(self._buffers)
 
-    def take(self, name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised channels_last (1, C, h, w) for shape (C, h, w).
+    def take(
+        self, name: str, shapes: list[tuple[int, int, int]], dtype: torch.dtype
+    ) -> list[Tensor]:
+        """Uninitialised channels_last (1, C, h, w), beside each other, for each (C, h, w).
 
-        It shares its memory with whatever was taken by this name before.
+        They share their memory with whatever was taken by this name before.
         """
-        channels, height, width = shape
-        count = channels * height * width
+        counts = [math.prod(shape) for shape in shapes]
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < count or buffer.dtype != dtype:
+        if buffer is None or buffer.numel() < sum(counts) or buffer.dtype != dtype:
             self._buffers.pop(name, None)
-            buffer = self._buffers[name] = _huge_pages(count, dtype)
-        return buffer[:count].view(1, height, width, channels).permute(0, 3, 1, 2)
+            buffer = self._buffers[name] = huge_pages(sum(counts), dtype)
+        parts = buffer[: sum(counts)].split(counts)
+        return [
+            part.view(1, height, width, channels).permute(0, 3, 1, 2)
+            for part, (channels, height, width) in zip(parts, shapes, strict=True)
+        ]
 
     def release(self) -> None:
         """Let go of all buffers; tensors that are still in use keep theirs."""
         self._buffers.clear()
 
 
-def _huge_pages(count: int, dtype: torch.dtype) -> Tensor:
+def huge_pages(count: int, dtype: torch.dtype) -> Tensor:
     """An uninitialised (count,), in huge pages where the system has them."""
     size = count * dtype.itemsize
     advice = getattr(mmap, "MADV_HUGEPAGE", None)

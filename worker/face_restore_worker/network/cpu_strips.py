@@ -18,7 +18,7 @@ import torch
 # computed twice at its borders, and the calls themselves, do not count.
 STRIP_BYTES = 8 * 1024 * 1024
 SMALLEST_STRIP = 8  # rows
-BANDS_PER_THREAD = 4  # so that a thread that was held up leaves its share to the others
+BANDS_PER_THREAD = 2  # so that a thread that was held up leaves its share to the others
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,12 @@ def cut(rows: Rows, step: int) -> list[Rows]:
 
 
 def strip_rows(height: int, row_bytes: int, threads: int) -> int:
-    """Rows of one strip: a multiple of 4, about STRIP_BYTES, and a strip for each thread."""
-    rows = min(STRIP_BYTES // row_bytes, height // threads)
-    return max(SMALLEST_STRIP, rows // 4 * 4)
+    """Rows of one strip: at most STRIP_BYTES, and a strip for each thread.
+
+    A power of two, as the height is, so that the last strip is not a small one.
+    """
+    rows = max(SMALLEST_STRIP, min(STRIP_BYTES // row_bytes, height // threads))
+    return 1 << (rows.bit_length() - 1)
 
 
 def bands(height: int, step: int, threads: int) -> list[Rows]:

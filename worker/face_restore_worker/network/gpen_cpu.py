@@ -19,7 +19,6 @@ it would be a third of the error.
 
 from __future__ import annotations
 
-import copy
 from typing import cast
 
 import torch
@@ -35,11 +34,18 @@ from face_restore_worker.network.cpu_levels import (
     Layers,
     LevelPlanes,
 )
-from face_restore_worker.network.cpu_memory import Planes, give_back, keep_freed
+from face_restore_worker.network.cpu_memory import Planes, give_back, huge_pages, keep_freed
 from face_restore_worker.network.cpu_ops import Conv, channels_last, pad_rows
 from face_restore_worker.network.cpu_strips import Rows, StripPool, cut, strip_rows
 from face_restore_worker.network.gpen import Gpen
-from face_restore_worker.network.primitives import SQRT2, BiasedLeaky, EqualConv2d, fir_kernel
+from face_restore_worker.network.primitives import (
+    SQRT2,
+    ActivatedLinear,
+    BiasedLeaky,
+    EqualConv2d,
+    fir_kernel,
+    leaky,
+)
 
 # Levels up to this side have fewer activations than weights, and are too small for strips.
 COARSE = 64
@@ -59,12 +65,10 @@ class GpenCpu:
         self.planes = Planes()
         self.levels = network.architecture.levels
         self.channels = network.architecture.channels
+        self.sides = [4 << level for level in range(self.levels + 1)]
         with torch.inference_mode():
             self.encoder = [self._encoder_conv(index) for index in range(self.levels + 1)]
             generator = network.generator
-            self.to_style = copy.deepcopy(
-                torch.nn.Sequential(network.final_linear, generator.style)
-            ).double()
             self.first = CoarseConv(generator.conv1, dtype, 4)
             self.first_rgb = CoarseRgb(generator.to_rgb1, dtype)
             pairs = zip(generator.convs[::2], generator.convs[1::2], generator.to_rgbs, strict=True)
@@ -93,7 +97,7 @@ class GpenCpu:
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
         """Restore each face of the batch by itself; the result is not clamped."""
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        out = huge_pages(x.numel(), torch.float32).view(x.shape)
         with StripPool() as pool:
             for face, result in zip(x.split(1), out.split(1), strict=True):
                 _Face(self, pool, face).restore(result)
@@ -105,19 +109,54 @@ class GpenCpu:
         give_back()
 
 
+def dense(layer: ActivatedLinear, x: Tensor) -> Tensor:
+    """The dense layer in fp64, (1, in) to (1, out); a few rows of its weights at a time."""
+    y = torch.cat([F.linear(x, rows.double()) for rows in layer.weight.split(16)], dim=1)
+    return leaky(y * layer.scale, layer.bias.double() * layer.lr_mul)
+
+
 class _Face:
     """One face on its way through the network."""
 
     def __init__(self, owner: GpenCpu, pool: StripPool, x: Tensor) -> None:
         self.owner, self.pool, self.x = owner, pool, x
+        self.planes = self._allot()
+
+    def _allot(self) -> dict[str, Tensor]:
+        """Planes for the features and outputs of the fine levels, and for RGB.
+
+        The largest output, that of the last level but one, is written when the other outputs and
+        features but two are no longer needed: these share its memory.
+        """
+        owner, dtype = self.owner, self.owner.dtype
+        sides = [side for side in owner.sides[:-1] if side > COARSE]
+        if not sides:
+            return {}
+        channels = dict(zip(owner.sides, owner.channels, strict=True))
+        features = {f"feature {side}": (channels[side], side, side) for side in sides}
+        outputs = {f"image {side}": (2 * channels[side], side, side) for side in sides}
+        largest = outputs.popitem()
+        apart = dict([features.popitem()] + ([outputs.popitem()] if outputs else []))
+        planes: dict[str, Tensor] = {}
+        for name, shapes in (
+            ("largest", dict([largest])),
+            ("largest", features | outputs),
+            ("apart", apart),
+        ):
+            taken = owner.planes.take(name, list(shapes.values()), dtype)
+            planes |= dict(zip(shapes, taken, strict=True))
+        rgb = owner.planes.take("rgb", [(3, side, side) for side in sides], torch.float32)
+        return planes | {f"rgb {side}": plane for side, plane in zip(sides, rgb, strict=True)}
 
     def restore(self, out: Tensor) -> None:
         """Write the restored face to fp32 (1, 3, S, S)."""
         features = self._encode()
         coarsest = features.pop()
         # Channel-major, as the dense layer's weights are, whatever the memory format.
-        style = self.owner.to_style(coarsest.double().contiguous().flatten(1)).float()
-        self._synthesise(coarsest, features, style, out)
+        code = coarsest.double().contiguous().flatten(1)
+        for layer in (*self.owner.network.final_linear, *self.owner.network.generator.style):
+            code = dense(layer, code) if isinstance(layer, ActivatedLinear) else layer(code)
+        self._synthesise(coarsest, features, code.float(), out)
 
     def _finest(self, rows: Rows) -> Tensor:
         """The encoder's first feature, of some rows, from the picture."""
@@ -137,7 +176,7 @@ class _Face:
 
     def _encode_level(self, above: Feature, index: int) -> Tensor:
         owner, size = self.owner, self.owner._side(index)
-        c_in, c_out = owner.channels[owner.levels - index + 1], owner.channels[owner.levels - index]
+        c_in = owner.channels[owner.levels - index + 1]
         fir, conv = owner.firs[c_in], owner.encoder[index]
 
         def encode(rows: Rows) -> Tensor:
@@ -149,7 +188,7 @@ class _Face:
 
         if size <= COARSE:
             return encode(Rows(0, size))
-        out = owner.planes.take(f"feature {index}", (c_out, size, size), owner.dtype)
+        out = self.planes[f"feature {size}"]
 
         def strip(rows: Rows) -> None:
             out[:, :, rows.slice] = encode(rows)
@@ -182,14 +221,12 @@ class _Face:
               style: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
         size = level.size
         last = feature is None
-        take, dtype = self.owner.planes.take, self.owner.dtype
-        odd = size.bit_length() % 2  # a level reads what the one below wrote
         planes = LevelPlanes(
             source=x,
             feature=self._finest if feature is None else _rows_of(feature),
             rgb=F.pad(rgb, (1, 1, 1, 1)).contiguous(memory_format=torch.channels_last),
-            out=None if last else take(f"image {odd}", (2 * level.channels, size, size), dtype),
-            out_rgb=out if last else take(f"rgb {odd}", (3, size, size), torch.float32),
+            out=None if last else self.planes[f"image {size}"],
+            out_rgb=out if last else self.planes[f"rgb {size}"],
         )
         level.styled(style).run(self.pool, planes)
         return (x if planes.out is None else planes.out), planes.out_rgb
