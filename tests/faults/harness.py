@@ -18,6 +18,7 @@ import psutil
 from cli_process import ROOT
 from face_restore_shared import connection
 from face_restore_shared.errors import FaceRestoreError
+from face_restore_worker.client import launch
 from face_restore_worker.client.session import WorkerSession
 from worker_process import eventually
 
@@ -105,12 +106,17 @@ class FaultHome:
         out, err = process.communicate(timeout=240)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def picture(self, name: str = "in.png") -> Path:
-        """A small picture file."""
+    def waiting(self) -> int:
+        """Jobs waiting in the worker's queue."""
+        status = launch.status()
+        return -1 if status is None else status.queue
+
+    def picture(self, name: str = "in.png", size: tuple[int, int] = (48, 40)) -> Path:
+        """A picture file of so many rows and columns."""
         from PIL import Image
 
         path = self.folder / name
-        Image.fromarray(np.full((48, 40, 3), 90, np.uint8)).save(path)
+        Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(path)
         return path
 
     def our_processes(self) -> list[psutil.Process]:

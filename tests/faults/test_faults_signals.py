@@ -111,6 +111,54 @@ def trials(home: FaultHome, name: str, stage: str, count: int, stopped: float) -
     return f"{what}; told within {latest:.1f} s"
 
 
+def through_the_command(home: FaultHome, name: str, stage: str, stopped: float) -> str:
+    """One fault while the command line waits for its picture; how the command ended."""
+    home.trace_file.unlink(missing_ok=True)
+    number = getattr(signal, name)
+    source = home.picture(size=(5000, 4000) if stage == "reply" else (48, 40))
+    target = home.folder / "out.png"
+    script = "faces=1;echo=1" if stage == "reply" else "faces=4;delay=0.3"
+    options = ("restore", source, "-o", target, "--overwrite", "--model", script)
+    other = None
+    if stage == "start":
+        command = home.cli(*options, FAULT_HOLD="locked")
+        eventually(lambda: "held locked" in home.trace, "it starts", 60)
+        pid = int(home.trace.split()[-1])
+    else:
+        pid = home.worker(FAKE_ENGINE_START_DELAY="3" if stage == "load" else "0").pid
+        if stage == "queue":
+            other = Client("faces=9;delay=0.4")
+            eventually(lambda: "face 1" in home.trace, "another job runs")
+        jobs = home.log.count("restore job")
+        command = home.cli(*options)
+        reached = {
+            "load": lambda: True,
+            "queue": lambda: home.waiting() == 1,
+            "inference": lambda: "face 2" in home.trace,
+            "reply": lambda: home.log.count("restore job") > jobs,
+        }[stage]
+        eventually(reached, "the stage is reached", 60)
+    struck = send(pid, number)
+    if name == "SIGSTOP":
+        stop_for(pid, stopped)
+    _, said = command.communicate(timeout=120)
+    took = time.monotonic() - struck
+    assert "Traceback" not in said, said
+    assert command.returncode in (0, 3), said
+    assert (command.returncode == 0) == target.exists(), said
+    assert command.returncode == 0 or stage == "start" or name == "SIGSTOP", said
+    target.unlink(missing_ok=True)
+    assert in_time(took), f"ended after {took:.1f} s"
+    if other is not None:
+        other.end()
+    if name == "SIGSTOP":
+        time.sleep(max(0.0, struck + stopped + 0.1 - time.monotonic()))
+    assert home.run_cli("restore", source, "-o", target, "--model", "faces=1").returncode == 0
+    target.unlink()
+    home.stop_and_check_nothing_stays()
+    return f"exit status {command.returncode} after {took:.1f} s"
+
+
 @pytest.mark.parametrize(("name", "stage"), [("SIGKILL", "start"), ("SIGTERM", "queue")])
 def test_a_signal(home: FaultHome, tell: Tell, name: str, stage: str) -> None:
     tell(f"{name} during {stage}", 1, trials(home, name, stage, 1, 3.0))
@@ -123,3 +171,14 @@ def test_a_signal(home: FaultHome, tell: Tell, name: str, stage: str) -> None:
 def test_every_signal_at_every_stage(home: FaultHome, tell: Tell, name: str, stage: str) -> None:
     count, stopped = (3, 30.0) if name == "SIGSTOP" else (8, 0.0)
     tell(f"{name} during {stage}", count, trials(home, name, stage, count, stopped))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", SIGNALS)
+def test_every_signal_through_the_command(
+    home: FaultHome, tell: Tell, name: str, stage: str
+) -> None:
+    ends = [through_the_command(home, name, stage, 8.0) for _ in range(2)]
+    tell(f"{name} during {stage} (command line)", len(ends), "; ".join(ends))
