@@ -8,16 +8,21 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import plugin_path
 import pytest
+from face_restore_shared import wire
 from face_restore_shared.errors import FaceRestoreError
 from face_restore_shared.schema import DetectOptions, RestoreOptions
-from restore_faces import errors, job, progress, starting, status
+from face_restore_shared.zmtp import PeerLost
+from restore_faces import errors, job, progress, sending, starting, status
 from restore_faces.bundled import Paths, read_paths
 from restore_faces.job import Picture, Session
 from restore_faces.options import Settings
+from restore_faces.sending import Strips
 from restore_faces.starting import environment
 from restore_faces.worker import Worker
 from worker_process import FAKE
@@ -43,6 +48,70 @@ def test_faces_come_back(tmp_path: Path) -> None:
         assert len(patch.rgb) == 3 * patch.rect.width * patch.rect.height
         assert len(patch.mask) == patch.rect.width * patch.rect.height
     assert told[0] == "sending-picture" and "restoring" in told
+
+
+def strips_of(picture: Picture, sizes: list[int], fails: bool = False) -> Picture:
+    """The same picture, read in pieces of these sizes and the rest."""
+
+    def read() -> Iterator[bytes]:
+        start = 0
+        for size in [*sizes, len(picture.pixels)]:
+            if fails and start:
+                raise RuntimeError("the layer cannot be read")
+            yield picture.pixels[start : start + size]
+            start += size
+
+    pixels = Strips(len(picture.pixels), read)
+    return replace(picture, pixels=pixels, selection=bytes([255]) * (64 * 48))
+
+
+@pytest.mark.parametrize("sizes", [[], [1], [3000, 3000, 1], [100] * 92])
+def test_a_picture_read_while_it_is_sent_is_the_same(tmp_path: Path, sizes: list[int]) -> None:
+    options = DetectOptions(), RestoreOptions(model="faces=2")
+    with FakeWorker(tmp_path), Session(plugin_worker(tmp_path), quiet) as session:
+        whole = session.restore(PICTURE, *options)
+        strips = session.restore(strips_of(PICTURE, sizes), *options)
+    assert [p.rgb for p in strips.patches] == [p.rgb for p in whole.patches]
+
+
+def test_frames_are_cut_where_the_protocol_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "CHUNK", 1000)
+    data = bytes(range(250)) * 10
+    pieces = iter([data[:700], data[700:2300], data[2300:]])
+    frames = sending._frames(len(data), pieces)
+    assert [frame.nbytes for frame in frames] == [1000, 1000, 500]
+    assert [b"".join(frame.pieces) for frame in frames] == [
+        data[:1000],
+        data[1000:2000],
+        data[2000:],
+    ]
+
+
+def test_a_layer_that_cannot_be_read_is_told_and_nothing_hangs(tmp_path: Path) -> None:
+    options = DetectOptions(), RestoreOptions(model="faces=1")
+    with FakeWorker(tmp_path):
+        with Session(plugin_worker(tmp_path), quiet) as session, pytest.raises(RuntimeError):
+            session.restore(strips_of(PICTURE, [5000], fails=True), *options)
+        with Session(plugin_worker(tmp_path), quiet) as session:
+            assert session.restore(PICTURE, *options).patches
+
+
+def test_a_worker_lost_while_the_picture_is_sent(tmp_path: Path) -> None:
+    """The reading ends, and the error is the lost worker's."""
+    big = Picture(4096, 4096, 3, "uint8", bytes(3 * 4096 * 4096))
+    with FakeWorker(tmp_path) as fake, Session(plugin_worker(tmp_path), quiet) as session:
+        talk = session.open()
+
+        def read() -> Iterator[bytes]:
+            yield big.pixels[: 1 << 20]
+            fake.process.kill()
+            fake.process.wait()
+            for start in range(1 << 20, len(big.pixels), 1 << 20):
+                yield big.pixels[start : start + (1 << 20)]
+
+        lost = replace(big, pixels=Strips(len(big.pixels), read))
+        with pytest.raises(PeerLost):
+            talk.restore(lost, DetectOptions(), RestoreOptions(), quiet)
 
 
 def test_a_conversation_that_was_idle_is_begun_anew(

@@ -12,7 +12,8 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from face_restore_shared import zmtp_frames as wire
 from face_restore_shared.zmtp_frames import (
@@ -41,6 +42,14 @@ class ReceiveTimeout(ZmtpError):
     """No message arrived in the time given; the connection still stands."""
 
     default_code = "timeout"
+
+
+@dataclass
+class Streamed:
+    """A frame to send whose bytes are made meanwhile: `nbytes` in all, in pieces of any size."""
+
+    nbytes: int
+    pieces: Iterable[Buffer]
 
 
 class ZmtpClient:
@@ -112,18 +121,26 @@ class ZmtpClient:
 
     # --- sending -------------------------------------------------------------------
 
-    def send(self, frames: Sequence[Buffer]) -> None:
+    def send(self, frames: Sequence[Buffer | Streamed]) -> None:
         """Send one multipart message; large frames go out without a copy.
 
         Raises:
             PeerLost: the peer hung up, or took nothing for `patience` seconds.
+            ValueError: no frame, or a Streamed one whose pieces are not of its size: then the
+                connection is closed, since half a frame went out.
         """
         if not frames:
             raise ValueError("a message has at least one frame")
         gathered = bytearray()
         for index, frame in enumerate(frames):
+            more = index < len(frames) - 1
+            if isinstance(frame, Streamed):
+                self._send_all(gathered + wire.encode_header(frame.nbytes, more=more))
+                gathered = bytearray()
+                self._send_pieces(frame)
+                continue
             view = memoryview(frame).cast("B")
-            gathered += wire.encode_header(view.nbytes, more=index < len(frames) - 1)
+            gathered += wire.encode_header(view.nbytes, more=more)
             if view.nbytes <= _SMALL:
                 gathered += view
                 continue
@@ -131,6 +148,18 @@ class ZmtpClient:
             gathered = bytearray()
             self._send_all(view)
         self._send_all(gathered)
+
+    def _send_pieces(self, frame: Streamed) -> None:
+        left = frame.nbytes
+        for piece in frame.pieces:
+            view = memoryview(piece).cast("B")
+            left -= view.nbytes
+            if left < 0:
+                break
+            self._send_all(view)
+        if left != 0:
+            self.close()
+            raise ValueError(f"a frame's pieces are not of its {frame.nbytes} bytes")
 
     def _send_all(self, data: Buffer) -> None:
         view = memoryview(data)

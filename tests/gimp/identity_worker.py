@@ -23,6 +23,7 @@ class IdentityEngine(RestorerEngine):
     _only: Any = None
 
     def _restorer(self, model: str, precision: str, detector: str, progress: Any = None) -> Any:
+        """The only one, whatever is asked for, and nothing to tell the user."""
         if self._only is None:
             from face_restore_worker.pipeline.restore import Restorer
 

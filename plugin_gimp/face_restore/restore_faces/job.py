@@ -30,6 +30,7 @@ from face_restore_shared.schema import (
 from face_restore_shared.version import __version__
 from face_restore_shared.zmtp import PeerLost, ReceiveTimeout, ZmtpClient
 
+from restore_faces import sending
 from restore_faces.blend import Patch
 from restore_faces.geometry import Rect
 from restore_faces.worker import Worker
@@ -48,8 +49,8 @@ Listener = Callable[[str, int, int, float, str], None]
 
 @dataclass
 class Picture:
-    """pixels: (height, width, channels) of dtype, sRGB-encoded, flat. selection: one byte a
-    pixel, or None."""
+    """pixels: (height, width, channels) of dtype, sRGB-encoded, flat: bytes-like, or Strips that
+    are read while they are sent. selection: one byte a pixel, or None."""
 
     width: int
     height: int
@@ -113,7 +114,7 @@ class Conversation:
             buffers.append(picture.selection)
         job = str(next(self._ids))
         listener("sending-picture", 0, 0, 0.0, "")
-        self._client.send(wire.message("restore", job, request.to_wire(), buffers))
+        sending.send(self._client, "restore", job, request.to_wire(), buffers)
         body, frames = self._await(job, spec.nbytes, listener)
         rest, declared = wire.take_sizes(body)
         result = RestoreResult.from_wire(rest)

@@ -15,8 +15,11 @@ from restore_faces.errors import NothingToDo, PluginError
 from restore_faces.geometry import Rect, region_to_read
 from restore_faces.i18n import _
 from restore_faces.job import Picture
+from restore_faces.sending import Strips
 
 SMALLEST = 16  # pixels a side; the worker takes nothing smaller
+STRIP_BYTES = 8 << 20
+TILE = 128  # rows; GEGL keeps pixels in tiles, which a strip should hold whole
 _EIGHT_BITS = (Gimp.Precision.U8_NON_LINEAR, Gimp.Precision.U8_PERCEPTUAL)
 
 
@@ -118,7 +121,7 @@ def read(image: Gimp.Image, source: Source, use_selection: bool) -> tuple[Pictur
         )
     depth = "u8" if source.eight_bits else "u16"
     form = ("Y' " if source.gray else "R'G'B' ") + depth
-    pixels = _get(source.drawable, region, form)
+    pixels = _pixels(source, region, form, (1 if source.gray else 3) * (1 if depth == "u8" else 2))
     mask = None
     if selected is not None:
         # The selection lies in image coordinates and is linear: as Y' 128 would become 188.
@@ -132,6 +135,26 @@ def read(image: Gimp.Image, source: Source, use_selection: bool) -> tuple[Pictur
         mask,
     )
     return picture, region
+
+
+def _pixels(source: Source, region: Rect, form: str, pixel_bytes: int) -> bytes | Strips:
+    """The region's bytes; of a large plain layer strips, read while they are sent.
+
+    A group or a filtered copy is computed while it is read, which may take longer than the worker
+    waits in the middle of a message: such a picture is read before.
+    """
+    nbytes = region.width * region.height * pixel_bytes
+    plain = source.drawable == source.layer and not source.layer.is_group()
+    if nbytes < 2 * STRIP_BYTES or not plain:
+        return _get(source.drawable, region, form)
+    rows = STRIP_BYTES // (region.width * pixel_bytes) // TILE * TILE or TILE
+
+    def read_strips() -> Iterator[bytes]:
+        for y in range(region.y, region.bottom, rows):
+            height = min(rows, region.bottom - y)
+            yield _get(source.drawable, Rect(region.x, y, region.width, height), form)
+
+    return Strips(nbytes, read_strips)
 
 
 def finish(source: Source, patch: Patch) -> None:
