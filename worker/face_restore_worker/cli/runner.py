@@ -85,6 +85,7 @@ class Run:
         )
         fatal: FaceRestoreError | None = None
         interrupted = False
+        self._tidy()
         with bar:
             for note in self.plan.notes:
                 self._remark(bar, note)
@@ -103,6 +104,16 @@ class Run:
             except KeyboardInterrupt:
                 interrupted = True
         return self._end(fatal, interrupted, many)
+
+    def _tidy(self) -> None:
+        """Remove the temporary files that a killed run left where this one writes."""
+        from face_restore_worker.images.parts import remove_leftovers
+
+        folders = {job.target.parent for job in self.plan.jobs}
+        if self.args.save_faces is not None:
+            folders |= {Path(self.args.save_faces) / Path(j.name).parent for j in self.plan.jobs}
+        for folder in folders:
+            remove_leftovers(folder)
 
     def _end(self, fatal: FaceRestoreError | None, interrupted: bool, many: bool) -> int:
         from face_restore_worker.cli import report as out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from face_restore_worker.images import containers, exif
 from face_restore_worker.images.formats import FORMATS, WRITABLE, Format, format_of
 from face_restore_worker.images.metadata import Metadata
 from face_restore_worker.images.names import printable
+from face_restore_worker.images.parts import open_part
 from face_restore_worker.images.picture import Picture
 from face_restore_worker.images.tiff_tags import TagError
 
@@ -113,9 +113,8 @@ def write_parts(
     overwrite: bool = False,
 ) -> None:
     """Write the parts to a temporary file beside ``path``, flush it to the disk, rename it."""
-    part = path.with_name(f".face-restore-{secrets.token_hex(6)}.part")
     try:
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
+        part, handle = open_part(path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 for chunk in parts:
@@ -130,9 +129,6 @@ def write_parts(
                 part.unlink()
     except OSError as error:
         raise _write_error(path, error) from error
-
-
-_O_BINARY = getattr(os, "O_BINARY", 0)
 
 
 def _sync_folder(folder: Path) -> None:
