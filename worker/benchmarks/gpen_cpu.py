@@ -2,9 +2,12 @@
 
     python worker/benchmarks/gpen_cpu.py [--size 2048] [--repeats 5] [--json]
 
-Random weights (their values do not change the time). The variants alternate, so that a busy
-machine slows all of them; medians are what to compare. Peak memory is of a process of its own
-for each variant, one face.
+Random weights (their values do not change the time). Every variant has a process of its own, set
+up as the worker is; they take turns, so that a busy machine slows all of them. Medians are what
+to compare. `cpu` is processor time per thread, which other programs disturb less. `first` is a
+fresh process's first face, `peak` its memory with the model loaded and that face restored.
+
+`face-restore bench` times the same beside other programs.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 VARIANTS = ("reference fp32", "fp32", "bf16")
+Times = dict[str, list[float]]
 
 
 def build(variant: str, size: int) -> Callable[[Any], Any]:
@@ -43,30 +47,24 @@ def build(variant: str, size: int) -> Callable[[Any], Any]:
     return GpenRestorer(network, torch.device("cpu"), variant)
 
 
-def seconds(call: Callable[[Any], Any], x: Any) -> float:
-    """Seconds of one call."""
+def serve(variant: str, size: int) -> None:
+    """Restore a face for every line of standard input, answering with what it took."""
+    from face_restore_worker.server import memory
+    from face_restore_worker.threads import share_processor
+
+    share_processor()
+    memory.prepare()
     import torch
 
-    start = time.perf_counter()
-    with torch.inference_mode():
-        call(x)
-    return time.perf_counter() - start
-
-
-def peak_memory(variant: str, size: int) -> float:
-    """Peak resident GB of a fresh process that restores one face."""
-    command = [sys.executable, __file__, "--size", str(size), "--only", variant]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout)["peak_gb"])
-
-
-def only(variant: str, size: int) -> dict[str, float]:
-    """One first face in this process."""
-    import torch
-
-    call, x = build(variant, size), torch.zeros(1, 3, size, size)
-    first = seconds(call, x)
-    return {"first": first, "peak_gb": own_peak()}
+    call = build(variant, size)
+    x = torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    threads = torch.get_num_threads()
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        with torch.inference_mode():
+            call(x)
+        wall, cpu = time.perf_counter() - wall, (time.process_time() - cpu) / threads
+        print(json.dumps({"wall": wall, "cpu": cpu, "peak": own_peak()}), flush=True)
 
 
 def own_peak() -> float:
@@ -78,31 +76,57 @@ def own_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
+def start(variant: str, size: int) -> subprocess.Popen[str]:
+    """A process that serves one variant."""
+    command = [sys.executable, __file__, "--size", str(size), "--serve", variant]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def face(process: subprocess.Popen[str]) -> dict[str, float]:
+    """One more face by a serving process."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
 def compare(size: int, repeats: int) -> dict[str, Any]:
-    """Alternate the variants and report medians."""
+    """Let the variants take turns and report medians."""
     import torch
 
-    calls = {variant: build(variant, size) for variant in VARIANTS}
-    x = torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(1)) * 2 - 1
-    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    for _ in range(repeats + 1):
-        for variant, call in calls.items():
-            times[variant].append(seconds(call, x))
-    rows = {
-        variant: {
-            "median": statistics.median(values[1:]),
-            "fastest": min(values[1:]),
-            "slowest": max(values[1:]),
-            "peak_gb": peak_memory(variant, size),
-        }
-        for variant, values in times.items()
-    }
+    servers = {variant: start(variant, size) for variant in VARIANTS}
+    try:
+        first = {variant: face(server) for variant, server in servers.items()}
+        for server in servers.values():
+            face(server)  # the second warms up what the first has not
+        faces: dict[str, Times] = {v: {"wall": [], "cpu": []} for v in VARIANTS}
+        for _ in range(repeats):
+            for variant, server in servers.items():
+                took = face(server)
+                for key, values in faces[variant].items():
+                    values.append(took[key])
+    finally:
+        for server in servers.values():
+            server.communicate()
     return {
         "size": size,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
-        "variants": rows,
+        "variants": {variant: row(first[variant], faces[variant]) for variant in VARIANTS},
+    }
+
+
+def row(first: dict[str, float], times: Times) -> dict[str, float]:
+    """One variant's figures: seconds and GB."""
+    return {
+        "median": statistics.median(times["wall"]),
+        "fastest": min(times["wall"]),
+        "slowest": max(times["wall"]),
+        "cpu": statistics.median(times["cpu"]),
+        "first": first["wall"],
+        "first_cpu": first["cpu"],
+        "peak_gb": first["peak"],
     }
 
 
@@ -111,20 +135,21 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2048, choices=(256, 512, 1024, 2048))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.only:
-        print(json.dumps(only(args.only, args.size)))
+    if args.serve:
+        serve(args.serve, args.size)
         return
     report = compare(args.size, args.repeats)
     if args.json:
         print(json.dumps(report, indent=2))
         return
     print(f"GPEN {args.size}, torch {report['torch']}, {report['threads']} threads")
-    for variant, row in report["variants"].items():
+    for variant, x in report["variants"].items():
         print(
-            f"{variant:15} {row['median']:6.2f} s ({row['fastest']:.2f} to {row['slowest']:.2f})"
-            f"  peak {row['peak_gb']:.2f} GB"
+            f"{variant:15} {x['median']:6.2f} s ({x['fastest']:.2f} to {x['slowest']:.2f})"
+            f"  cpu {x['cpu']:.2f}  first {x['first']:.2f} (cpu {x['first_cpu']:.2f})"
+            f"  peak {x['peak_gb']:.2f} GB"
         )
 
 

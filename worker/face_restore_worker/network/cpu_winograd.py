@@ -19,7 +19,7 @@ _A2, _B2 = _A * _A, _B * _B  # _A2 * _B2 == 1
 
 # Bytes of the transformed input that is worked on at a time: it is to stay in the cache, but
 # each matrix product is to have enough rows.
-TILE_BYTES = 6 * 1024 * 1024
+TILE_BYTES = 4 * 1024 * 1024
 LEAST_ROWS = 128
 
 
