@@ -39,11 +39,13 @@ class Winograd:
         outputs, inputs = weight.shape[:2]
         g = _filter_transform()
         # G w^T G^T as a product with the Kronecker square (columns come first in `tiles`), for
-        # one output at a time: in fp64 all at once would take eight times the weights.
-        both = torch.kron(g, g)
+        # some outputs at a time: in fp64 all at once would take eight times the weights.
+        both = torch.kron(g, g).t().contiguous()
         self.weight = torch.empty(36, inputs, outputs)
-        for output, filters in enumerate(weight):
-            self.weight[:, :, output] = both @ filters.mT.reshape(inputs, 9).t().double()
+        for first in range(0, outputs, 32):
+            filters = weight[first : first + 32].mT.reshape(-1, 9).double()
+            some = (filters @ both).view(-1, inputs, 36)
+            self.weight[:, :, first : first + 32] = some.permute(2, 1, 0)
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         """Convolve without padding: fp32 (h + 2, w + 2, I) to out, (h, w, O).
