@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from face_restore_worker.models.store import ResolvedModel
+    from face_restore_worker.pipeline.gpu_face import PixelNetwork
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,12 @@ class FaceNetwork:
                 "The network does not say for which crops it is made.",
                 hint="Give it an attribute `size`, the side of its input in pixels.",
             )
+
+    @property
+    def pixels(self) -> PixelNetwork | None:
+        """The network from pixels to pixels on its device, where it is one; see `gpu_face`."""
+        fast = getattr(self._network, "fast", None)
+        return fast if hasattr(fast, "restore_pixels") else None
 
     def restore(self, crop: Float32) -> tuple[Float32, str | None]:
         """Restore one aligned face.

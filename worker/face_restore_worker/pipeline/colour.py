@@ -25,10 +25,10 @@ Float32 = NDArray[np.float32]
 #: Rec. 709 luma weights (ITU-R BT.709-6, item 3.2).
 LUMA = (0.2126, 0.7152, 0.0722)
 
-_SIDE = 128  # the differences are of low frequency: this many pixels hold them
-_CHROMA_SIGMA = 1.0 / 32  # of the crop's side
-_LUMA_SIGMA = 1.0 / 10
-_LEAST_WEIGHT = 1e-3
+SIDE = 128  # the differences are of low frequency: this many pixels hold them
+CHROMA_SIGMA = 1.0 / 32  # of the crop's side
+LUMA_SIGMA = 1.0 / 10
+LEAST_WEIGHT = 1e-3
 
 
 def keep_colour(restored: Float32, original: Float32, mask: Float32) -> Float32:
@@ -41,16 +41,16 @@ def keep_colour(restored: Float32, original: Float32, mask: Float32) -> Float32:
     Returns:
         A new array like ``restored``; values may leave [0, 1] a little.
     """
-    side = min(_SIDE, restored.shape[0])
+    side = min(SIDE, restored.shape[0])
     weight = _small(mask, side)
     difference = _small(original, side) - _small(restored, side)
     if difference.ndim == 2:
-        shift = _local_mean(difference, weight, _LUMA_SIGMA * side)
+        shift = _local_mean(difference, weight, LUMA_SIGMA * side)
     else:
         light = _dot(difference)
         chroma = difference - light[..., None]
-        shift = _local_mean(chroma, weight, _CHROMA_SIGMA * side)
-        shift += _local_mean(light, weight, _LUMA_SIGMA * side)[..., None]
+        shift = _local_mean(chroma, weight, CHROMA_SIGMA * side)
+        shift += _local_mean(light, weight, LUMA_SIGMA * side)[..., None]
     size = restored.shape[1], restored.shape[0]
     result: Float32 = cv2.resize(shift, size, interpolation=cv2.INTER_LINEAR)
     result += restored
@@ -86,7 +86,7 @@ def _local_mean(values: Float32, weight: Float32, sigma: float) -> Float32:
     shaped = weight[..., None] if values.ndim == 3 else weight
     total = cv2.GaussianBlur(weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
     sums = cv2.GaussianBlur(values * shaped, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
-    total = np.maximum(total, np.float32(_LEAST_WEIGHT))
+    total = np.maximum(total, np.float32(LEAST_WEIGHT))
     result: Float32 = sums / (total[..., None] if values.ndim == 3 else total)
     return result
 

@@ -32,13 +32,13 @@ _OVAL_RADII = (186.0, 214.0)
 _OVAL_EXPONENT = 2.4  # 2 is an ellipse, more is squarer: covers the corners of forehead and jaw
 _OVAL_FEATHER = 0.26  # share of the radius over which the oval fades at softness 1
 
-_BORDER = 26.0  # of 512: the authors zero so much before they feather
-_SIGMA = 4.0  # of 512: and blur twice by this
-_LEAST_SOFTNESS = 0.25  # labels have jagged edges, which must not show
+BORDER = 26.0  # of 512: the authors zero so much before they feather
+SIGMA = 4.0  # of 512: and blur twice by this
+LEAST_SOFTNESS = 0.25  # labels have jagged edges, which must not show
 
 _WINDOW_EXPONENT = 3.0
 _WINDOW = (0.80, 0.94)  # of half the crop: where the rounded window starts and ends to fade
-_TAIL = 1.0 / 512  # smaller values are cut off: they would only make patches larger
+TAIL = 1.0 / 512  # smaller values are cut off: they would only make patches larger
 
 
 def oval_mask(size: int, template: str = "ffhq", softness: float = 1.0) -> Float32:
@@ -68,7 +68,7 @@ def _oval(side: int, template: str, softness: float) -> Float32:
         _OVAL_EXPONENT,
     )
     feather = min(1.0, max(_OVAL_FEATHER * softness, 3.0 / side))
-    mask = _smoothstep((1.0 - rho) / feather) * _window(side)
+    mask = _smoothstep((1.0 - rho) / feather) * window(side)
     return _finished(mask)
 
 
@@ -95,13 +95,13 @@ def parse_mask(face: NDArray[Any], size: int, softness: float = 1.0) -> Float32:
     if mask.shape[0] != side:
         method = cv2.INTER_AREA if mask.shape[0] > side else cv2.INTER_LINEAR
         mask = cv2.resize(mask, (side, side), interpolation=method)
-    border = max(1, round(_BORDER * side / TEMPLATE_UNITS))
+    border = max(1, round(BORDER * side / TEMPLATE_UNITS))
     inner = np.zeros_like(mask)
     inner[border:-border, border:-border] = mask[border:-border, border:-border]
-    sigma = max(0.3, _SIGMA * side / TEMPLATE_UNITS * max(softness, _LEAST_SOFTNESS))
+    sigma = max(0.3, SIGMA * side / TEMPLATE_UNITS * max(softness, LEAST_SOFTNESS))
     for _ in range(2):
         inner = cv2.GaussianBlur(inner, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
-    return _finished(inner * _window(side))
+    return _finished(inner * window(side))
 
 
 def covers_face(mask: Float32, template: str = "ffhq") -> bool:
@@ -120,7 +120,7 @@ def full_mask(size: int) -> Float32:
 
 
 @lru_cache(maxsize=8)
-def _window(side: int) -> NDArray[np.float64]:
+def window(side: int) -> NDArray[np.float64]:
     grid = (np.arange(side) + 0.5) / (side / 2) - 1.0
     rho = _superellipse(grid[None, :], grid[:, None], _WINDOW_EXPONENT)
     start, end = _WINDOW
@@ -129,7 +129,7 @@ def _window(side: int) -> NDArray[np.float64]:
 
 def _finished(mask: NDArray[Any]) -> Float32:
     """Cut off the tail, zero the outermost pixels, freeze."""
-    out = np.clip((mask - _TAIL) / (1.0 - _TAIL), 0.0, 1.0).astype(np.float32)
+    out = np.clip((mask - TAIL) / (1.0 - TAIL), 0.0, 1.0).astype(np.float32)
     out[[0, -1], :] = 0
     out[:, [0, -1]] = 0
     out.setflags(write=False)

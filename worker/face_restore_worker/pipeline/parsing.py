@@ -55,12 +55,17 @@ class FaceParser:
             small = cv2.resize(small, (SIZE, SIZE), interpolation=way)
         small = np.ascontiguousarray(np.clip(small, 0, 1) * 2 - 1)
         with torch.inference_mode():
-            batch = torch.from_numpy(small)[None].to(self.device, self.dtype).permute(0, 3, 1, 2)
-            logits = self.network(batch)[0].float()
-            probabilities = torch.softmax(logits, dim=1)[0]
-            # The sum of the kept ones, not the best class: hair against ear is no edge of the face.
-            mask: NDArray[np.float32] = probabilities[self._keep].sum(dim=0).cpu().numpy()
+            batch = torch.from_numpy(small)[None].to(self.device).permute(0, 3, 1, 2)
+            mask: NDArray[np.float32] = self.probabilities(batch).cpu().numpy()
         if side != SIZE:
             way = cv2.INTER_CUBIC if side > SIZE else cv2.INTER_AREA
             mask = cv2.resize(mask, (side, side), interpolation=way).astype(np.float32, copy=False)
         return np.clip(mask, 0.0, 1.0)
+
+    def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
+        """The same for (1, 3, 512, 512) RGB in [-1, 1] on the parser's device; (512, 512) fp32."""
+        import torch
+
+        logits = self.network(batch.to(self.dtype))[0].float()
+        # The sum of the kept ones, not the best class: hair against ear is no edge of the face.
+        return torch.softmax(logits, dim=1)[0][self._keep].sum(dim=0)

@@ -55,7 +55,7 @@ class Aligned:
     @property
     def rgb(self) -> Float32:
         """The crop as (S, S, 3)."""
-        return _three(self.crop)
+        return three_channels(self.crop)
 
 
 def align_face(image: Image, matrix: FloatArray, size: int) -> Aligned:
@@ -106,7 +106,7 @@ def bring_back(
     pixels = warp_back(change, aligned.matrix, rect)
     if keep > 0:
         _add_photo(pixels, rect.cut(image), keep)
-    return rect.x, rect.y, _three(pixels), soft
+    return rect.x, rect.y, three_channels(pixels), soft
 
 
 def kept_detail(scale: float) -> float:
@@ -133,26 +133,42 @@ def whole_picture(
     return Face(box=box, score=1.0, landmarks=points), matrix
 
 
-def _mask_on_photo(
-    mask: Float32, aligned: Aligned, shape: tuple[int, ...]
-) -> tuple[Rect, Float32] | None:
-    """The mask at the photograph's pixels, trimmed to where it is not zero."""
+def mask_rect(mask: Float32, matrix: FloatArray, size: int, shape: tuple[int, ...]) -> Rect | None:
+    """The photograph's pixels that a mask (M, M) of a crop may reach; None where there are none.
+
+    matrix: (2, 3), photograph to crop. size: S. shape: of the photograph.
+    """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return None
     # From mask pixels to crop pixels, one mask pixel wider on each side.
-    to_crop = aligned.size / mask.shape[0]
+    to_crop = size / mask.shape[0]
     low = (np.array([columns[0], rows[0]]) - 0.5) * to_crop - 0.5
     high = (np.array([columns[-1], rows[-1]]) + 1.5) * to_crop - 0.5
     box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-    rect = covered(aligned.matrix, box, shape, 1)
-    if rect.empty:
-        return None
-    soft = warp_mask_back(mask, aligned.size, aligned.matrix, rect)
+    rect = covered(matrix, box, shape, 1)
+    return None if rect.empty else rect
+
+
+def shown_part(soft: Float32) -> Rect | None:
+    """The rectangle of a mask (h, w) outside of which it is zero; None where all of it is."""
     ys, xs = np.flatnonzero(soft.any(axis=1)), np.flatnonzero(soft.any(axis=0))
     if not len(ys):
         return None
-    inner = Rect(int(xs[0]), int(ys[0]), int(xs[-1] - xs[0] + 1), int(ys[-1] - ys[0] + 1))
+    return Rect(int(xs[0]), int(ys[0]), int(xs[-1] - xs[0] + 1), int(ys[-1] - ys[0] + 1))
+
+
+def _mask_on_photo(
+    mask: Float32, aligned: Aligned, shape: tuple[int, ...]
+) -> tuple[Rect, Float32] | None:
+    """The mask at the photograph's pixels, trimmed to where it is not zero."""
+    rect = mask_rect(mask, aligned.matrix, aligned.size, shape)
+    if rect is None:
+        return None
+    soft = warp_mask_back(mask, aligned.size, aligned.matrix, rect)
+    inner = shown_part(soft)
+    if inner is None:
+        return None
     rect = Rect(rect.x + inner.x, rect.y + inner.y, inner.width, inner.height)
     return rect, np.ascontiguousarray(inner.cut(soft))
 
@@ -168,5 +184,6 @@ def _add_photo(pixels: Float32, photo: Image, keep: float) -> None:
         part += np.multiply(source, factor, dtype=np.float32)
 
 
-def _three(values: Float32) -> Float32:
+def three_channels(values: Float32) -> Float32:
+    """(h, w) or (h, w, 3) as (h, w, 3)."""
     return values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)

@@ -42,9 +42,9 @@ Image = NDArray[Any]
 #: Above this many output pixels bicubic replaces Lanczos, which takes five times as long.
 LANCZOS_MAX_PIXELS = 1_200_000
 #: Crop pixels for each photograph pixel from which the way back is low-passed.
-_FILTERED_FROM = 1.2
+FILTERED_FROM = 1.2
 #: Output rows of one strip of area resampling, in units of the ratio's denominator.
-_STRIP_PIXELS = 1 << 21
+STRIP_PIXELS = 1 << 21
 _MARGIN = 6  # pixels a kernel may reach past the region it samples
 
 
@@ -96,6 +96,18 @@ def source_rect(matrix: FloatArray, size: int, shape: tuple[int, ...]) -> Rect:
     return covered(matrix, (-0.5, -0.5, size - 0.5, size - 0.5), shape, margin)
 
 
+def touched_rect(matrix: FloatArray, size: int, shape: tuple[int, ...]) -> Rect:
+    """``source_rect``; raises ImageError where the crop does not touch the photograph."""
+    rect = source_rect(matrix, size, shape)
+    if rect.empty:
+        raise ImageError(
+            "This face lies outside the picture.",
+            hint="Give landmarks in pixels of the picture itself.",
+            code="face-outside",
+        )
+    return rect
+
+
 def warp_to_crop(image: Image, matrix: FloatArray, size: int) -> Float32:
     """Sample the aligned crop from a photograph.
 
@@ -110,15 +122,9 @@ def warp_to_crop(image: Image, matrix: FloatArray, size: int) -> Float32:
     Raises:
         ImageError: the crop does not touch the photograph.
     """
-    rect = source_rect(matrix, size, image.shape)
-    if rect.empty:
-        raise ImageError(
-            "This face lies outside the picture.",
-            hint="Give landmarks in pixels of the picture itself.",
-            code="face-outside",
-        )
+    rect = touched_rect(matrix, size, image.shape)
     scale = scale_of(matrix)
-    numerator, denominator = _shrink_ratio(1.0 / scale)
+    numerator, denominator = shrink_ratio(1.0 / scale)
     to_crop = compose(matrix, translate(rect.x, rect.y))
     if numerator > denominator:
         source = _shrink(rect.cut(image), numerator, denominator)
@@ -126,7 +132,7 @@ def warp_to_crop(image: Image, matrix: FloatArray, size: int) -> Float32:
         factor = 1
     else:
         source = np.array(rect.cut(image), dtype=np.float32, order="C")
-        factor = _largest_divisor(size, scale / 2)
+        factor = largest_divisor(size, scale / 2)
     source *= np.float32(1.0 / full_scale(image.dtype))
     grid = compose(rescale(1.0 / factor), to_crop)
     side = size // factor
@@ -134,7 +140,7 @@ def warp_to_crop(image: Image, matrix: FloatArray, size: int) -> Float32:
         source,
         invert(grid),
         (side, side),
-        flags=_kernel(side * side) | cv2.WARP_INVERSE_MAP,
+        flags=kernel_for(side * side) | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REFLECT,
     )
     if factor > 1:
@@ -155,9 +161,9 @@ def warp_back(crop: Float32, matrix: FloatArray, rect: Rect) -> Float32:
     """
     scale = scale_of(matrix)
     to_crop = compose(matrix, translate(rect.x, rect.y))
-    if scale > _FILTERED_FROM:
+    if scale > FILTERED_FROM:
         return _back_filtered(crop, to_crop, rect, 2 if scale < 4 else 4)
-    kernel = _kernel(rect.width * rect.height) if scale > 1 else cv2.INTER_CUBIC
+    kernel = kernel_for(rect.width * rect.height) if scale > 1 else cv2.INTER_CUBIC
     return _sample(crop, to_crop, (rect.width, rect.height), kernel)
 
 
@@ -175,7 +181,7 @@ def warp_mask_back(mask: Float32, size: int, matrix: FloatArray, rect: Rect) -> 
     """
     side = mask.shape[0]
     to_mask = compose(rescale(side / size), compose(matrix, translate(rect.x, rect.y)))
-    factor = _largest_divisor(side, scale_of(to_mask))
+    factor = largest_divisor(side, scale_of(to_mask))
     if factor > 1:
         mask = cv2.resize(mask, (side // factor, side // factor), interpolation=cv2.INTER_AREA)
         to_mask = compose(rescale(1.0 / factor), to_mask)
@@ -192,17 +198,17 @@ def warp_mask_back(mask: Float32, size: int, matrix: FloatArray, rect: Rect) -> 
 
 def _back_filtered(crop: Float32, to_crop: FloatArray, rect: Rect, finer: int) -> Float32:
     """Sample ``finer`` times finer than the photograph, low-pass in its axes, decimate."""
-    factor = _largest_divisor(crop.shape[0], scale_of(to_crop) / finer)
+    factor = largest_divisor(crop.shape[0], scale_of(to_crop) / finer)
     if factor > 1:
         side = crop.shape[0] // factor
         crop = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
         to_crop = compose(rescale(1.0 / factor), to_crop)
-    taps = _decimator(finer)
+    taps = decimator(finer)
     pad = finer * math.ceil(len(taps) / 2 / finer)
     # Sample finer * i of the fine grid lies on the photograph's pixel i.
     fine = np.array([[1.0 / finer, 0.0, -pad / finer], [0.0, 1.0 / finer, -pad / finer]])
     width, height = rect.width * finer + 2 * pad, rect.height * finer + 2 * pad
-    samples = _sample(crop, compose(to_crop, fine), (width, height), _kernel(width * height))
+    samples = _sample(crop, compose(to_crop, fine), (width, height), kernel_for(width * height))
     samples = cv2.sepFilter2D(samples, -1, taps, taps)
     inner = samples[pad : height - pad : finer, pad : width - pad : finer]
     return np.ascontiguousarray(inner)
@@ -219,11 +225,12 @@ def _sample(crop: Float32, to_crop: FloatArray, size: tuple[int, int], kernel: i
     return result
 
 
-def _kernel(pixels: int) -> int:
+def kernel_for(pixels: int) -> int:
+    """OpenCV's interpolation for a result of so many pixels."""
     return cv2.INTER_LANCZOS4 if pixels <= LANCZOS_MAX_PIXELS else cv2.INTER_CUBIC
 
 
-def _largest_divisor(size: int, limit: float) -> int:
+def largest_divisor(size: int, limit: float) -> int:
     """The largest divisor of ``size`` that is at most ``limit``, at least 1."""
     for candidate in range(min(int(limit), size), 1, -1):
         if size % candidate == 0:
@@ -231,7 +238,7 @@ def _largest_divisor(size: int, limit: float) -> int:
     return 1
 
 
-def _shrink_ratio(ratio: float) -> tuple[int, int]:
+def shrink_ratio(ratio: float) -> tuple[int, int]:
     """A fraction at most ``ratio`` (>= 1 else 1/1) and close to it, with a small denominator."""
     if ratio <= 1:
         return 1, 1
@@ -245,10 +252,10 @@ def _shrink(region: Image, numerator: int, denominator: int) -> Float32:
     Rows and columns missing to a whole number of blocks are mirrored.
     """
     height, width = region.shape[:2]
-    rows = _mirrored(height, numerator)
-    columns = _mirrored(width, numerator)
+    rows = mirrored(height, numerator)
+    columns = mirrored(width, numerator)
     out_width = len(columns) // numerator * denominator
-    blocks = max(1, _STRIP_PIXELS // (len(columns) * numerator)) * numerator
+    blocks = max(1, STRIP_PIXELS // (len(columns) * numerator)) * numerator
     strips = []
     for start in range(0, len(rows), blocks):
         part = rows[start : start + blocks]
@@ -264,7 +271,7 @@ def _shrink(region: Image, numerator: int, denominator: int) -> Float32:
     return np.concatenate(strips) if len(strips) > 1 else strips[0]
 
 
-def _mirrored(length: int, block: int) -> NDArray[np.intp]:
+def mirrored(length: int, block: int) -> NDArray[np.intp]:
     """Indices 0 to length - 1, then mirrored ones up to the next multiple of ``block``."""
     extra = -length % block
     past = np.arange(length, length + extra)
@@ -274,7 +281,7 @@ def _mirrored(length: int, block: int) -> NDArray[np.intp]:
 
 
 @lru_cache(maxsize=8)
-def _decimator(finer: int) -> Float32:
+def decimator(finer: int) -> Float32:
     """The filter for a grid ``finer`` times finer than the photograph's.
 
     Half amplitude at 1.225 times the photograph's Nyquist rate; flat below it to 0.5 %, below 1 %
