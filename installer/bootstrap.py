@@ -22,6 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,8 @@ GROUPS = {
     "demo": ("runtime", "demo"),
     "test": ("runtime", "demo", "dev"),
 }
+# Offered as source only. Built with what the locks brought, not with tools fetched unchecked.
+FROM_SOURCE = ("pyvips",)
 # What must be importable for an environment to count as whole.
 PROBE = (
     "import cv2, msgpack, numpy, onnx, pyvips, torch, zmq, face_restore_worker; "
@@ -157,6 +160,11 @@ def explain_pip(output: str) -> str:
     """What a failed pip run could not reach or find, in one sentence."""
     hosts = sorted(set(re.findall(r"host='([^']+)'", output)))
     missing = re.findall(r"No matching distribution found for ([^\s(]+)", output)
+    if "DO NOT MATCH THE HASHES" in output:
+        return (
+            "A package is not the one that was locked: its source offers another file under the "
+            "same name. Take another source, or look into it before you go on."
+        )
     if "No space left on device" in output:
         return "The disk is full; the environment needs about 2 GB (6 GB with CUDA)."
     if hosts:
@@ -187,20 +195,58 @@ def pip(env: Path, *args: str, quiet_failure: bool = False) -> bool:
     raise SetupError(explain_pip(output))
 
 
+def lock_entries(text: str) -> list[str]:
+    """The pins in a lock's text, each with its markers and hashes in one line."""
+    lines = (line.strip() for line in text.replace("\\\n", " ").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def plain_pins(text: str) -> str:
+    """The pins in a lock's text without their hashes."""
+    pins = (re.split(r"\s+--hash=", entry)[0] for entry in lock_entries(text))
+    return "".join(f"{pin}\n" for pin in pins)
+
+
+def install_locked(env: Path, groups: Sequence[str]) -> None:
+    """Install exactly what the locks name; every file is checked against its hashes."""
+    # Without resolving: facexlib would pull an OpenCV build that clashes with the headless one.
+    texts = [(LOCKS / f"{group}.txt").read_text(encoding="utf-8") for group in groups]
+    entries = [entry for text in texts for entry in lock_entries(text)]
+    source = [entry for entry in entries if entry.split("==")[0] in FROM_SOURCE]
+    # A bundle's locks have no hashes: it brings the wheels, and its manifest their digests.
+    hashed = ["--require-hashes"] if any(" --hash=" in entry for entry in entries) else []
+    with tempfile.TemporaryDirectory(prefix="face-restore-") as folder:
+        file = Path(folder) / "requirements.txt"
+        for chosen, option in (
+            ([entry for entry in entries if entry not in source], "--only-binary=:all:"),
+            (source, "--no-build-isolation"),
+        ):
+            if chosen:
+                file.write_text("\n".join(chosen) + "\n", encoding="utf-8")
+                pip(env, "--no-deps", option, *hashed, "-r", str(file))
+
+
 def install_torch(env: Path, build: str, index: str | None) -> None:
-    """Install the pinned torch: its CPU-only build where one is wanted and offered."""
+    """Install the pinned torch: its CPU-only build where one is wanted and offered.
+
+    Its hash is not checked: sources build the same version differently, and the CUDA build
+    brings a dozen packages of its own. What else it needs, the locks have brought before.
+    """
     extra = ["--extra-index-url", index] if index else []
-    constraint = ["-c", str(LOCKS / "runtime.txt")]
     linux_cpu = build == "cpu" and sys.platform == "linux"
-    if linux_cpu and pip(env, f"{TORCH}+cpu", *extra, *constraint, quiet_failure=True):
-        return
-    if linux_cpu:
-        say(
-            "no CPU-only build of torch in pip's package sources: taking the general build, "
-            "which runs on the CPU as well but is several GB larger "
-            "(--torch-index URL names a source that has the CPU build)"
-        )
-    pip(env, TORCH, *extra, *constraint)
+    with tempfile.TemporaryDirectory(prefix="face-restore-") as folder:
+        pins = Path(folder) / "constraints.txt"
+        pins.write_text(plain_pins((LOCKS / "runtime.txt").read_text(encoding="utf-8")))
+        held = [*extra, "-c", str(pins)]
+        if linux_cpu and pip(env, f"{TORCH}+cpu", *held, quiet_failure=True):
+            return
+        if linux_cpu:
+            say(
+                "no CPU-only build of torch in pip's package sources: taking the general build, "
+                "which runs on the CPU as well but is several GB larger "
+                "(--torch-index URL names a source that has the CPU build)"
+            )
+        pip(env, TORCH, *held)
 
 
 def ensure_env(purpose: str, torch_build: str, torch_index: str | None) -> Path:
@@ -223,10 +269,8 @@ def ensure_env(purpose: str, torch_build: str, torch_index: str | None) -> Path:
         create_venv(env)
     (env / STAMP).unlink(missing_ok=True)
     say(f"installing torch ({build}) and the pinned packages; minutes the first time")
+    install_locked(env, groups)
     install_torch(env, build, torch_index)
-    locks = [part for group in groups for part in ("-r", str(LOCKS / f"{group}.txt"))]
-    # Without resolving: facexlib would pull an OpenCV build that clashes with the headless one.
-    pip(env, "--no-deps", *locks)
     install_project(env)
     if not works(env):
         probe = subprocess.run(
@@ -288,6 +332,11 @@ def test(args: argparse.Namespace) -> int:
         dialog = str(ROOT / "tests" / "gimp" / "run_dialog.py")
         steps.append((f"GIMP {args.gimp}", ("python", suite, "--gimp", args.gimp)))
         steps.append((f"GIMP {args.gimp} in a window", ("python", dialog, "--gimp", args.gimp)))
+    if args.fuzz:
+        fuzz = str(ROOT / "tests" / "fuzz" / "run.py")
+        steps.append(("fuzzing", ("python", fuzz, "all", "--seconds", str(args.fuzz))))
+    if args.audit:
+        steps.append(("known weaknesses", ("python", str(HERE / "audit.py"))))
     failed = []
     for name, command in steps:
         say(f"{name}: {' '.join(command[2:])}")
@@ -364,6 +413,15 @@ def parser() -> argparse.ArgumentParser:
         choices=("3.0", "3.2"),
         help="also run the plug-in in a real GIMP 3, by default 3.0",
     )
+    sub.add_argument(
+        "--fuzz",
+        nargs="?",
+        const=30,
+        type=int,
+        metavar="SECONDS",
+        help="also fuzz each target, by default for 30 s",
+    )
+    sub.add_argument("--audit", action="store_true", help="also look up known weaknesses")
     sub.add_argument("--slow", action="store_true", help="also the slow tests")
     sub.add_argument("--only-lint", action="store_true", help="lint and types only")
     sub.add_argument("pytest", nargs="*", help="arguments for pytest (after --)")

@@ -115,8 +115,11 @@ def _fill(
         if wheel.suffix != ".whl":
             raise BundleError(f"pip left {wheel.name}, which is no wheel.", code="bundle-wheels")
     shutil.copyfile(installer / "bootstrap.py", setup / "bootstrap.py")
+    plain = sources.load_bootstrap(installer).plain_pins
     for lock in (installer / "locks").glob("*.txt"):
-        shutil.copyfile(lock, setup / "locks" / lock.name)
+        # Without hashes: pip built some of the wheels here; the manifest has all files' digests.
+        pins = plain(lock.read_text(encoding="utf-8"))
+        (setup / "locks" / lock.name).write_text(pins, encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name("offline_install.py"), tree / "install.py")
     words = {"system": platform.system(), "machine": platform.machine(), "python": _python()}
     (tree / "README.txt").write_text(_README.format(name=tree.name, **words), encoding="utf-8")

@@ -9,6 +9,7 @@ import importlib.util
 import io
 import subprocess
 import sys
+import tempfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -106,11 +107,21 @@ def fetch_wheels(folder: Path, installer: Path, build: str, index: str | None) -
     bootstrap = load_bootstrap(installer)
     pip, pins = Pip(bootstrap), installer / "locks" / "runtime.txt"
     extra = ["--extra-index-url", index] if index else []
-    held = ["-c", str(pins), *extra]
     if build == "auto":
         build = "cuda" if bootstrap.has_nvidia_gpu() else "cpu"
+    with tempfile.TemporaryDirectory() as place:
+        # Torch itself has no hash in the locks (bootstrap.py says why), so its call can have none.
+        plain = Path(place) / "constraints.txt"
+        plain.write_text(bootstrap.plain_pins(pins.read_text(encoding="utf-8")))
+        _fetch_torch(pip, folder, bootstrap.TORCH, build, ["-c", str(plain), *extra])
+    # Checks the hashes of what torch brought as well.
+    pip.wheel(folder, "--no-deps", "-r", str(pins))
+    return build
+
+
+def _fetch_torch(pip: Pip, folder: Path, torch: str, build: str, options: list[str]) -> None:
     wants_cpu = build == "cpu" and sys.platform == "linux"
-    if not (wants_cpu and pip.wheel(folder, f"{bootstrap.TORCH}+cpu", *held, may_fail=True)):
+    if not (wants_cpu and pip.wheel(folder, f"{torch}+cpu", *options, may_fail=True)):
         if wants_cpu:
             print(
                 "No CPU-only build of torch in pip's package sources: taking the general build, "
@@ -118,9 +129,7 @@ def fetch_wheels(folder: Path, installer: Path, build: str, index: str | None) -
                 file=sys.stderr,
                 flush=True,
             )
-        pip.wheel(folder, bootstrap.TORCH, *held)
-    pip.wheel(folder, "--no-deps", "-r", str(pins))
-    return build
+        pip.wheel(folder, torch, *options)
 
 
 def project_wheel(folder: Path, installer: Path) -> Path:
