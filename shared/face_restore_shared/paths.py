@@ -59,6 +59,18 @@ def state_dir() -> Path:
     return _xdg("XDG_STATE_HOME", ".local/state") / APP
 
 
+def cache_dir() -> Path:
+    """What can be made again, such as kernels compiled for this machine's GPU."""
+    home = _override("FACE_RESTORE_HOME")
+    if home is not None:
+        return home / "cache"
+    if sys.platform == "win32":
+        return _windows() / APP / "cache"
+    if sys.platform == "darwin":
+        return _home() / "Library" / "Caches" / APP
+    return _xdg("XDG_CACHE_HOME", ".cache") / APP
+
+
 def models_dir() -> Path:
     """Installed models."""
     return _override("FACE_RESTORE_MODELS") or data_dir() / "models"

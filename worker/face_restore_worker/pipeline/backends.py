@@ -197,7 +197,10 @@ def load_network(model: ResolvedModel, device: str, precision: str) -> FaceNetwo
 
 def _load_gpen(model: ResolvedModel, device: str, precision: str) -> Network:
     from face_restore_worker.checkpoints.gpen import load_gpen
+    from face_restore_worker.pipeline.gpu_cache import keep_kernels
 
+    if device.startswith("cuda"):
+        keep_kernels()
     network: Network = load_gpen(model.path, device=device, precision=precision)
     return network
 
