@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from suite import (
+    PLUGIN,
     Meanwhile,
     check,
     connection_with,
@@ -30,11 +31,12 @@ MAY_GROW = 4.0  # MiB in 80 runs; one run's layers and patches alone are 3
 
 
 def plugin_processes():
-    """The plug-in's processes, by their command line."""
+    """The plug-in's processes in this profile, by their command line."""
+    script = str(PLUGIN / "face_restore.py").encode()
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
-            if b"/plug-ins/face_restore/face_restore.py" in (entry / "cmdline").read_bytes():
+            if script in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
     return found
 

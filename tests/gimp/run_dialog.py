@@ -1,4 +1,7 @@
-"""The plug-in's dialog in a real window: opened, a value changed, run, the layer seen, undone.
+"""The plug-in in a GIMP with windows, used with keys and mouse as a person does.
+
+First GIMP: the dialog opened from the menu, a value changed, run, the layer seen, undone, Repeat,
+Re-show. Second GIMP: the value is still there; GIMP's own Cancel during a run, and the next run.
 
     python tests/gimp/run_dialog.py [--gimp 3.0|3.2] [--screenshots FOLDER] [--language de]
 
@@ -10,198 +13,181 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import run_suite
+from screen import SECONDS, Failed, Screen, eventually
 
-SECONDS = 120.0
 MAIN = "layers?\\) .*GIMP$"
-DISPLAY_SIZE = "1280x960x24"
+CANCEL_AT = (283, 22)  # the button, in pixels from the image window's right and lower edge
 GIMPRC = """(show-welcome-dialog no)
 (check-updates no)
 """
 
 
-class Failed(Exception):
-    """What was to be seen did not come."""
-
-
-class Screen:
-    """An X server in the other system, and the windows on it."""
-
-    def __init__(self, root: Path, outside: Path, inside: Path) -> None:
-        self._root, self._outside, self._inside = root, outside, inside
-        self.name = f":{90 + os.getpid() % 400}"
-        # As for run_suite.gimp: an environment of its own.
-        need_window_manager(root)
-        self._server = self.start(
-            "Xvfb", self.name, "-screen", "0", DISPLAY_SIZE, "-nolisten", "tcp"
-        )
-
-        time.sleep(2)
-        # Without a window manager no window gets the keyboard.
-        self._manager = self.start("openbox")
-
-    def start(self, *command: str, **extra: str) -> subprocess.Popen[bytes]:
-        env = {
-            "PATH": "/usr/bin:/bin",
-            "HOME": str(self._inside),
-            "DISPLAY": self.name,
-            "LC_ALL": "C.UTF-8",
-            **extra,
-        }
-        out = (self._outside / "screen.out").open("ab")
-        settings = [f"{name}={value}" for name, value in env.items()]
-        return subprocess.Popen(
-            ["chroot", str(self._root), "env", "-i", *settings, *command],
-            stdout=out,
-            stderr=out,
-        )  # fmt: skip
-
-    def ask(self, *command: str) -> str:
-        """The output of a command on this screen; "" when it fails."""
-        done = subprocess.run(
-            ["chroot", str(self._root), "env", f"DISPLAY={self.name}", *command],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    def window(self, title: str, seconds: float = SECONDS) -> str:
-        """The visible window whose title matches, waited for."""
-
-        def find() -> str:
-            return self.ask("xdotool", "search", "--onlyvisible", "--name", title)
-
-        return eventually(find, f"a window {title!r}", seconds).splitlines()[-1]
-
-    def keys(self, window: str, *keys: str) -> None:
-        self.ask("xdotool", "windowactivate", "--sync", window)
-        self.ask("xdotool", "key", "--delay", "60", *keys)
-
-    def type(self, text: str) -> None:
-        self.ask("xdotool", "type", "--delay", "40", text)
-
-    def screenshot(self, name: str) -> None:
-        self.ask("import", "-window", "root", str(self._inside / f"{name}.png"))
-
-    def close(self) -> None:
-        for process in (self._manager, self._server):
-            process.terminate()
-            process.wait()
-
-
-def need_window_manager(root: Path) -> None:
-    """Install one in the other system where it is missing; GIMP itself does not need it."""
-    if not (root / "usr/bin/openbox").exists():
-        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "openbox"]
-        env = ["env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8"]
-        subprocess.run(["chroot", str(root), *env, *install], check=True, capture_output=True)
-
-
-def eventually(condition: Callable[[], Any], what: str, seconds: float = SECONDS) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.3)
-    raise Failed(f"not within {seconds:.0f} s: {what}")
-
-
-def save_photo(outside: Path) -> None:
+def save_photos(outside: Path) -> None:
+    """The test photograph, and it twice side by side: for the worker's next face."""
+    import numpy as np
     from PIL import Image
     from skimage import data
 
-    Image.fromarray(data.astronaut()).save(outside / "face.png")
+    face = data.astronaut()
+    Image.fromarray(face).save(outside / "face.png")
+    Image.fromarray(np.concatenate([face, face[:, ::-1]], axis=1)).save(outside / "two.png")
 
 
-@contextlib.contextmanager
-def session(version: str, keep: bool, language: str) -> Iterator[tuple[Screen, Path, Path]]:
-    """GIMP with the photograph open, on a screen, with a worker."""
-    import gimp_root
+class Stage:
+    """Worker, screen and GIMP's profile; GIMP can be started several times on it."""
 
-    root = gimp_root.ensure(version)
-    outside = Path(tempfile.mkdtemp(prefix="face-restore-dialog-", dir=root / "tmp"))
-    inside = Path("/") / outside.relative_to(root)
-    (outside / "home").mkdir(mode=0o700)
-    workers = screen = process = None
-    try:
-        run_suite.prepare(outside, inside)
-        save_photo(outside)
-        (outside / "profile" / "gimprc").write_text(GIMPRC)
-        workers = run_suite.Workers(outside / "home", outside / "start-worker")
-        run_suite.wait_until(
-            (outside / "home" / "state" / "worker.json").exists, run_suite.START_SECONDS
-        )
-        screen = Screen(root, outside, inside)
-        time.sleep(1)
-        process = screen.start(
-            f"gimp-{version}", "-n", "-s", "--batch-interpreter=python-fu-eval",
-            "-b", f"exec(open({str(inside / 'window.py')!r}).read())",
-            GIMP3_DIRECTORY=str(inside / "profile"),
-            FACE_RESTORE_HOME=str(inside / "home"),
-            FACE_RESTORE_SUITE=str(inside),
-            LANGUAGE=language,
+    def __init__(self, version: str, language: str) -> None:
+        import gimp_root
+
+        root = gimp_root.ensure(version)
+        self.language = language
+        self.outside = Path(tempfile.mkdtemp(prefix="face-restore-dialog-", dir=root / "tmp"))
+        self._inside = Path("/") / self.outside.relative_to(root)
+        self._version = version
+        self._gimp: subprocess.Popen[bytes] | None = None
+        self._workers: run_suite.Workers | None = None
+        self._screen: Screen | None = None
+        home = self.outside / "home"
+        home.mkdir(mode=0o700)
+        try:
+            run_suite.prepare(self.outside, self._inside)
+            save_photos(self.outside)
+            (self.outside / "profile" / "gimprc").write_text(GIMPRC)
+            self._workers = run_suite.Workers(home, self.outside / "start-worker")
+            run_suite.wait_until((home / "state/worker.json").exists, run_suite.START_SECONDS)
+            self._screen = Screen(root, self.outside, self._inside)
+        except BaseException:
+            self.close(keep=False)
+            raise
+
+    @property
+    def screen(self) -> Screen:
+        assert self._screen is not None
+        return self._screen
+
+    def start(self, picture: str) -> None:
+        """Start GIMP with a picture, and wait until both are seen."""
+        (self.outside / "stop").unlink(missing_ok=True)
+        (self.outside / "layers.json").unlink(missing_ok=True)
+        self._gimp = self.screen.start(
+            f"gimp-{self._version}", "-n", "-s", "--batch-interpreter=python-fu-eval",
+            "-b", f"exec(open({str(self._inside / 'window.py')!r}).read())",
+            GIMP3_DIRECTORY=str(self._inside / "profile"),
+            FACE_RESTORE_HOME=str(self._inside / "home"),
+            FACE_RESTORE_SUITE=str(self._inside),
+            FACE_RESTORE_PICTURE=picture,
+            LANGUAGE=self.language,
         )  # fmt: skip
-        yield screen, outside, inside
-    finally:
-        (outside / "stop").touch()
-        for one in (process, screen, workers):
-            if isinstance(one, subprocess.Popen):
-                time.sleep(1)
-                one.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    one.wait(10)
-                one.kill()
-            elif one is not None:
+        eventually(lambda: len(self.layers()) == 1, "the photograph")
+        self.screen.window(MAIN)
+        time.sleep(6)
+        with contextlib.suppress(Failed):
+            self.screen.keys(self.screen.window("^Welcome", 3), "Escape")
+
+    def quit(self) -> None:
+        """End GIMP, as a user does."""
+        assert self._gimp is not None
+        (self.outside / "stop").touch()
+        try:
+            self._gimp.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            raise Failed("GIMP did not quit") from None
+
+    def layers(self) -> list[Any]:
+        """Name, opacity and whether there is a mask, of each layer from the top."""
+        file = self.outside / "layers.json"
+        return json.loads(file.read_text()) if file.exists() else []
+
+    @contextlib.contextmanager
+    def held_worker(self) -> Iterator[Path]:
+        """The worker waits where it begins a face (recording_worker.py); gives its trace file."""
+        folder = self.outside / "home" / "suite"
+        (folder / "trace").unlink(missing_ok=True)
+        (folder / "hold").touch()
+        try:
+            yield folder / "trace"
+        finally:
+            (folder / "hold").unlink(missing_ok=True)
+
+    def output(self) -> str:
+        """What GIMP and the screen wrote."""
+        file = self.outside / "screen.out"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def close(self, keep: bool) -> None:
+        if self._gimp is not None:
+            self._gimp.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._gimp.wait(10)
+            self._gimp.kill()
+            self._gimp.wait()
+        for one in (self._screen, self._workers):
+            if one is not None:
                 one.close()
         if keep:
-            print(f"kept: {outside}")
+            print(f"kept: {self.outside}")
         else:
-            shutil.rmtree(outside, ignore_errors=True)
-
-
-def layers(outside: Path) -> list[Any]:
-    file = outside / "layers.json"
-    return json.loads(file.read_text()) if file.exists() else []
+            shutil.rmtree(self.outside, ignore_errors=True)
 
 
 def say(text: str) -> None:
     print(f"ok {text}", flush=True)
 
 
-def drive(screen: Screen, outside: Path, language: str) -> None:
-    """The whole way of a user; raises Failed."""
-    title, strength, restore, menu = {
-        "en": ("^Restore Faces$", "alt+g", "alt+o", "f"),
-        "de": ("^Gesichter wiederherstellen$", "alt+k", "alt+w", "g"),
-    }[language]
-    eventually(lambda: len(layers(outside)) == 1, "the photograph")
-    time.sleep(6)
-    with contextlib.suppress(Failed):
-        screen.keys(screen.window("^Welcome", 3), "Escape")
-    screen.keys(screen.window(MAIN), "alt+r")  # the menu Filters, then Enhance
+TITLES = {"en": "^Restore Faces$", "de": "^Gesichter wiederherstellen$"}
+# Mnemonics: of the strength, of the dialog's button, of the menu entry.
+KEYS = {"en": ("alt+g", "alt+o", "f"), "de": ("alt+k", "alt+w", "g")}
+
+
+def expect_layers(stage: Stage, count: int, what: str, opacity: float | None = None) -> None:
+    """Wait for so many layers, the top one a restored one of this opacity."""
+    eventually(lambda: len(stage.layers()) == count, what)
+    time.sleep(1)
+    found = stage.layers()
+    if len(found) != count:
+        raise Failed(f"{what}: {len(found)} layers, not {count}")
+    if opacity is None:
+        return
+    name, percent, mask = found[0]
+    if not (name.startswith(("Restored faces · ", "Wiederhergestellte")) and mask):
+        raise Failed(f"{what}: {name!r}, mask {mask}")
+    if abs(percent - opacity) > 0.5:
+        raise Failed(f"{what}: opacity {percent}, not {opacity}")
+
+
+def open_from_menu(stage: Stage) -> str:
+    """Filters > Enhance > Restore Faces…; the dialog's window."""
+    screen = stage.screen
+    screen.keys(screen.window(MAIN), "alt+r")
     time.sleep(2)
     screen.ask("xdotool", "key", "h")
     time.sleep(2)
     screen.screenshot("menu")
-    screen.ask("xdotool", "key", menu)
-    dialog = screen.window(title)
-    say("opened from GIMP's menus")
-    if "duplicate mnemonic" in (outside / "screen.out").read_text(errors="replace"):
-        raise Failed("two of the dialog's mnemonics are the same")
+    screen.ask("xdotool", "key", KEYS[stage.language][2])
+    dialog = screen.window(TITLES[stage.language])
     time.sleep(4)
-    screen.screenshot("dialog-at-first")
+    return dialog
+
+
+def first_gimp(stage: Stage) -> None:
+    """Everything a user does in one sitting; raises Failed."""
+    screen = stage.screen
+    strength, restore, _entry = KEYS[stage.language]
+    stage.start("face.png")
+    dialog = open_from_menu(stage)
+    say("opened from GIMP's menus")
+    if "duplicate mnemonic" in stage.output():
+        raise Failed("two of the dialog's mnemonics are the same")
     # The strength's mnemonic puts the cursor into its number.
     screen.keys(dialog, strength)
     screen.ask("xdotool", "key", "ctrl+a")
@@ -209,50 +195,105 @@ def drive(screen: Screen, outside: Path, language: str) -> None:
     screen.ask("xdotool", "key", "Tab")
     time.sleep(1)
     screen.screenshot("dialog")
-    screen.keys(dialog, restore)
-    for number in range(4):
-        time.sleep(0.4)
-        screen.screenshot(f"progress-{number}")
-    eventually(lambda: len(layers(outside)) == 2, "the new layer")
-    name, opacity, mask = layers(outside)[0]
-    if not (name.startswith(("Restored faces · ", "Wiederhergestellte")) and mask):
-        raise Failed(f"the new layer is {name!r}, mask {mask}")
-    if abs(opacity - 70) > 0.5:
-        raise Failed(f"its opacity is {opacity}, not the 70 typed")
-    say(f"run with a changed value: {name!r} at {opacity:.0f} %")
+    with stage.held_worker() as trace:
+        screen.keys(dialog, restore)
+        eventually(trace.exists, "the first face")
+        time.sleep(2)
+        screen.screenshot("progress")
+    expect_layers(stage, 2, "run with a changed value", 70)
+    say("run with a changed value: a layer at 70 %")
     time.sleep(3)
     screen.screenshot("result")
     screen.keys(screen.window(MAIN), "ctrl+z")
-    eventually(lambda: len(layers(outside)) == 1, "one layer after one undo", 20)
-    time.sleep(1)
-    if len(layers(outside)) != 1:
-        raise Failed("undone more than once")
+    expect_layers(stage, 1, "one undo")
     say("one undo step removes it")
     screen.keys(screen.window(MAIN), "ctrl+y")
-    eventually(lambda: len(layers(outside)) == 2, "two layers after redo", 20)
+    expect_layers(stage, 2, "redo", 70)
     say("redo brings it back")
     screen.keys(screen.window(MAIN), "ctrl+f")
-    eventually(lambda: len(layers(outside)) == 3, "a third layer after Repeat")
-    say(f"Repeat uses the last values: {layers(outside)[0][1]:.0f} %")
-    if abs(layers(outside)[0][1] - 70) > 0.5:
-        raise Failed("Repeat did not use the last strength")
+    expect_layers(stage, 3, "Repeat", 70)
+    say("Filters > Repeat: without a dialog, at the last 70 %")
+    screen.keys(screen.window(MAIN), "ctrl+shift+f")
+    dialog = screen.window(TITLES[stage.language])
+    time.sleep(2)
+    screen.screenshot("re-show")
+    screen.keys(dialog, restore)
+    expect_layers(stage, 4, "Re-show", 70)
+    say("Filters > Re-show: the dialog, with the last 70 %")
+    stage.quit()
+
+
+def second_gimp(stage: Stage) -> None:
+    """GIMP started again: what it kept, and a run that is cancelled; raises Failed."""
+    screen = stage.screen
+    stage.start("two.png")
+    dialog = open_from_menu(stage)
+    screen.screenshot("second-start")
+    screen.keys(dialog, KEYS[stage.language][1])
+    expect_layers(stage, 2, "the first run after a new start", 70)
+    say("after a new start of GIMP the dialog still has the 70 %")
+    with stage.held_worker() as trace:
+        screen.keys(screen.window(MAIN), "ctrl+f")
+        eventually(trace.exists, "the first face")
+        script = f"{stage.outside.name}/profile/plug-ins/face_restore/face_restore.py"
+        if not processes(script):
+            raise Failed("the plug-in's process is not found")
+        time.sleep(2)
+        press_cancel(screen)
+        eventually(lambda: not processes(script), "the plug-in's end")
+        screen.screenshot("cancelled")
+        time.sleep(1)  # two of the worker's pulses
+    time.sleep(3)
+    begun = trace.read_text().splitlines()
+    if begun != ["face 1 of 2"]:
+        raise Failed(f"after Cancel the worker went on: {begun}")
+    expect_layers(stage, 2, "after Cancel")
+    say("GIMP's Cancel: the plug-in is gone, the image as before, no second face was begun")
+    screen.keys(screen.window(MAIN), "ctrl+f")
+    expect_layers(stage, 3, "the run after Cancel", 70)
+    say("the next run works at once")
+    stage.quit()
+
+
+def press_cancel(screen: Screen) -> None:
+    """Click the button Cancel at the right end of the status bar, left of the dialogs."""
+    window = screen.window(MAIN)
+    text = screen.ask("xdotool", "getwindowgeometry", "--shell", window)
+    place = dict(line.split("=") for line in text.splitlines())
+    x, y, width, height = (int(place[name]) for name in ("X", "Y", "WIDTH", "HEIGHT"))
+    screen.ask("xdotool", "windowactivate", "--sync", window)
+    at = (str(x + width - CANCEL_AT[0]), str(y + height - CANCEL_AT[1]))
+    screen.ask("xdotool", "mousemove", *at, "click", "1")
+
+
+def processes(part: str) -> list[int]:
+    """The processes with this in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if part.encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
 
 
 def run(version: str, keep: bool, shots: Path | None, language: str) -> bool:
     """Run it; whether all was as it should be."""
-    with session(version, keep, language) as (screen, outside, _inside):
-        try:
-            drive(screen, outside, language)
-            good = True
-        except Failed as error:
-            screen.screenshot("failed")
-            print(f"FAILED {error}")
-            print((outside / "screen.out").read_text(errors="replace")[-3000:])
-            good = False
+    stage = Stage(version, language)
+    good = True
+    try:
+        first_gimp(stage)
+        second_gimp(stage)
+    except Failed as error:
+        stage.screen.screenshot("failed")
+        print(f"FAILED {error}")
+        print(stage.output()[-3000:])
+        good = False
+    finally:
         if shots is not None:
             shots.mkdir(parents=True, exist_ok=True)
-            for file in outside.glob("*.png"):
+            for file in stage.outside.glob("*.png"):
                 shutil.copy(file, shots)
+        stage.close(keep)
     return good
 
 
