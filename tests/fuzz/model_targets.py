@@ -196,8 +196,11 @@ def mutate_onnx(data: bytes, rng: random.Random) -> bytes:
     except Exception:  # no ONNX any more
         return data
     changes: list[Callable[[Any, random.Random], None]] = [_constant, _operator, _wire]
-    if model.graph.node:
-        rng.choice(changes)(model.graph, rng)
+    try:
+        if model.graph.node:
+            rng.choice(changes)(model.graph, rng)
+    except ValueError:  # names that are no UTF-8, numbers that do not fit
+        return data
     return bytes(model.SerializeToString())
 
 

@@ -24,9 +24,11 @@ import re
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 HERE = Path(__file__).resolve().parent
 TARGETS = {
@@ -40,6 +42,7 @@ TARGETS = {
     "images": "image_target",
 }
 MAX_INPUT = 64 * 1024
+_HANG = 10  # times the seconds asked for, and ten minutes: no slow machine, an endless loop
 _STRUCTURED = 0.7  # of the mutations, where a target knows its form
 
 
@@ -64,6 +67,14 @@ def load(name: str) -> object:
     return next(target for target in module.TARGETS if target.name == name)
 
 
+def _end() -> NoReturn:
+    """Say what went wrong and end at once: atheris cannot end in order (it waits for itself)."""
+    traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(77)
+
+
 def fuzz(name: str, seconds: int, corpus: Path, findings: Path) -> None:
     """Run one target in this process; libFuzzer ends it."""
     import atheris
@@ -84,12 +95,15 @@ def fuzz(name: str, seconds: int, corpus: Path, findings: Path) -> None:
             path = findings / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}"
             path.write_bytes(data)
             print(f"Test unit written to {path}", flush=True)
-            raise
+            _end()
 
     def mutator(data: bytes, max_size: int, seed: int) -> bytes:
         rng = random.Random(seed)
         if target.mutate is not None and rng.random() < _STRUCTURED:
-            changed = target.mutate(data, rng)
+            try:
+                changed = target.mutate(data, rng)
+            except BaseException:
+                _end()
             if changed != data and len(changed) <= max_size:
                 return changed
         return atheris.Mutate(data, max_size)
@@ -126,10 +140,14 @@ def watch(name: str, args: argparse.Namespace) -> tuple[str, int, str]:
         command += ["--seconds", str(args.seconds), "--corpus", str(corpus)]
         command += ["--findings", str(args.findings)]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True,
-            errors="replace",
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True,
+                errors="replace", timeout=_HANG * args.seconds + 600,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            last = (error.stdout or b"")[-3000:].decode("utf-8", "replace")
+            return name, 1, f"HANGS: it did not end\n{last}"
     text = done.stdout
     runs = re.search(r"number_of_executed_units:\s*(\d+)", text)
     covered = re.findall(r"cov: (\d+)", text)
