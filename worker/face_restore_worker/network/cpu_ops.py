@@ -38,16 +38,17 @@ class Conv:
         dtype: torch.float32 or torch.bfloat16.
         leaky: whether a leaky ReLU follows.
         like: shape (1, I, h, w) of a typical input: pack the weights for it, where oneDNN can.
+        shared: use the weights as they lie, without a copy; with dtype fp32.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *,
                  stride: int = 1, groups: int = 1, leaky: bool = False,
-                 like: list[int] | None = None) -> None:  # fmt: skip
-        self.weight = channels_last(weight, dtype)
+                 like: list[int] | None = None, shared: bool = False) -> None:  # fmt: skip
+        self.weight = weight if shared else channels_last(weight, dtype)
         self.bias = None if bias is None else bias.to(dtype)
         self.stride, self.groups, self.leaky = stride, groups, leaky
         self.fused = fused_available(dtype)
-        if like is not None and self.fused:
+        if like is not None and self.fused and not shared:
             pads = [weight.shape[-1] // 2] * 2
             self.weight = torch.ops.mkldnn._reorder_convolution_weight(
                 self.weight, pads, [stride, stride], [1, 1], groups, like
@@ -76,6 +77,36 @@ class Conv:
                 "add", 1.0, None, [], None,
             )  # fmt: skip
         return total.add_(F.conv2d(x, self.weight, self.bias, padding=padding, groups=self.groups))
+
+
+_PATCHES = 512  # at a time: enough for the matrix product, and some megabytes
+
+
+class PatchConv:
+    """A 3x3 convolution of stride 2 and leaky ReLU as a matrix product of patches, in fp32.
+
+    A matrix product adds up in many sums and loses a third of what a direct convolution loses;
+    it is as fast where there are many channels.
+
+    Args:
+        weight: fp32 (O, I, 3, 3).
+        bias: fp32 (O,).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias = weight.permute(0, 2, 3, 1).flatten(1).t(), bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (1, I, 2 h + 1, 2 w + 1) to (1, O, h, w), both channels_last."""
+        patches = x[0].permute(1, 2, 0).unfold(0, 3, 2).unfold(1, 3, 2)
+        patches = patches.permute(0, 1, 3, 4, 2)  # (h, w, 3, 3, I): runs of 3 I values
+        height, width = patches.shape[:2]
+        y = torch.empty(height, width, len(self.bias))
+        step = max(1, _PATCHES // width)
+        for some, out in zip(patches.split(step), y.split(step), strict=True):
+            some = some.reshape(-1, len(self.weight))
+            torch.addmm(self.bias, some, self.weight, out=out.view(len(some), -1))
+        return F.leaky_relu_(y, SLOPE).permute(2, 0, 1)[None]
 
 
 class TransposedConv:

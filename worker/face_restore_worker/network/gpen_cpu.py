@@ -35,7 +35,7 @@ from face_restore_worker.network.cpu_levels import (
     LevelPlanes,
 )
 from face_restore_worker.network.cpu_memory import Planes, give_back, huge_pages, keep_freed
-from face_restore_worker.network.cpu_ops import Conv, channels_last, pad_rows
+from face_restore_worker.network.cpu_ops import Conv, PatchConv, channels_last, pad_rows
 from face_restore_worker.network.cpu_strips import Rows, StripPool, cut, strip_rows
 from face_restore_worker.network.gpen import Gpen
 from face_restore_worker.network.primitives import (
@@ -77,18 +77,20 @@ class GpenCpu:
                 for level, layers in enumerate(cast(list[Layers], list(pairs)), start=1)
             ]
             like = torch.empty(0, dtype=torch.float32)
-            self.firs = {
-                c: Conv(fir_kernel(c, 1.0, like), None, dtype, groups=c) for c in set(self.channels)
-            }
+            self.firs = [
+                Conv(fir_kernel(channels, 1.0, like), None, dtype, groups=channels)
+                for channels in self.channels[:0:-1]
+            ]
 
-    def _encoder_conv(self, index: int) -> Conv:
+    def _encoder_conv(self, index: int) -> Conv | PatchConv:
         conv, activation = list(self.network.get_submodule(f"ecd{index}.0").children())[-2:]
         assert isinstance(conv, EqualConv2d) and isinstance(activation, BiasedLeaky)
-        weight = conv.weight * (conv.scale * SQRT2)
+        weight, bias = conv.weight * (conv.scale * SQRT2), activation.bias * SQRT2
+        if index > 0 and self._side(index) <= COARSE and self.dtype == torch.float32:
+            return PatchConv(weight, bias)
         side = 2 * self._side(index) + 1
         like = [1, weight.shape[1], min(side, 33), side] if index else None
-        return Conv(weight, activation.bias * SQRT2, self.dtype, stride=conv.stride, leaky=True,
-                    like=like)  # fmt: skip
+        return Conv(weight, bias, self.dtype, stride=conv.stride, leaky=True, like=like)
 
     def _side(self, index: int) -> int:
         """Side of the encoder's feature `index`, pixels."""
@@ -177,7 +179,7 @@ class _Face:
     def _encode_level(self, above: Feature, index: int) -> Tensor:
         owner, size = self.owner, self.owner._side(index)
         c_in = owner.channels[owner.levels - index + 1]
-        fir, conv = owner.firs[c_in], owner.encoder[index]
+        fir, conv = owner.firs[index - 1], owner.encoder[index]
 
         def encode(rows: Rows) -> Tensor:
             # Blurred row i takes rows i-2 .. i+1; row a of the result takes blurred 2a .. 2a+2.
