@@ -3,14 +3,15 @@
 RetinaFace misses faces of more than about 600 px and, whatever its smallest anchor, many of less
 than about 30. So it runs on a pyramid: the photograph magnified where small faces are asked for,
 as it is, and shrunk by 3, 9, 27, ..., in tiles wherever a level is large, each level overlapping
-its neighbours' range. One suppression over all levels follows, then a second look at each face
-(see refine.py).
+its neighbours' range. The largest levels are searched only where a proposer sees something that
+may be a small face (see propose.py, search.py). One suppression over all levels follows, then a
+second look at each face (see refine.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,23 +21,20 @@ from face_restore_shared.options import DetectOptions
 from numpy.typing import NDArray
 
 from face_restore_worker.errors import ImageError
-from face_restore_worker.pipeline import pyramid
-from face_restore_worker.pipeline.anchors import STRIDE
+from face_restore_worker.models.store import BUILTIN_DIR
+from face_restore_worker.pipeline import pyramid, search
+from face_restore_worker.pipeline.device import choose_precision
 from face_restore_worker.pipeline.nms import suppress, suppress_nested
+from face_restore_worker.pipeline.propose import PROPOSER_FILE, PROPOSER_THRESHOLD, Proposer
 from face_restore_worker.pipeline.pyramid import Level, Picture, Rect
 from face_restore_worker.pipeline.refine import refine
 from face_restore_worker.pipeline.types import Face
-from face_restore_worker.pipeline.views import Candidates, Network, compose, placed, turned
+from face_restore_worker.pipeline.views import Candidates, Network, Scanner
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-TILE = 1024
-OVERLAP = 128
-FACE_MARGIN = 0.1
-"""Share of its side a face keeps from a tile's cut. So every face up to OVERLAP / 1.2 = 107 pixels
-lies whole in some tile; the next level shows larger ones at 36 pixels or more."""
 MIN_ON_COARSE = 16.0
 """Smaller ones on a shrunk level are the finer level's, which sees them better."""
 MAX_ON_MAGNIFIED = 64.0
@@ -49,10 +47,8 @@ MAGNIFICATIONS = {3: 0.25, 2: 1.0}
 worth it only where it is quick."""
 TILE_COST = 1.35
 """Pixels put through the network per pixel of the finest level: overlaps and coarser levels."""
-FLAT_RANGE = 8
-"""A tile is passed over where gray values differ by no more than this of 255 within FLAT_WINDOW
-pixels of the photograph anywhere: sky, walls, blur. A face's eyes differ from its skin by more."""
-FLAT_WINDOW = 17
+TRUSTED = 0.8
+"""Share of the usual threshold: asked for less certain faces, the proposer is not listened to."""
 MAX_FACES = 1000
 """Bounds the second look; no photograph shows more faces than this one by one."""
 
@@ -103,9 +99,16 @@ def load_detector(
     if profile is None:
         light = sum(p.numel() for p in network.parameters()) < 2_000_000
         profile = PROFILES["retinaface-mobile0.25" if light else "retinaface-resnet50"]
+    scanner = second = proposer = None
+    if torch.device(device).type == "cpu":
+        scanner, second = _scanners(network)
+        proposer = Proposer(BUILTIN_DIR / PROPOSER_FILE, PROPOSER_THRESHOLD)
     return FaceDetector(
         network,
         device=device,
+        scanner=scanner,
+        second=second,
+        proposer=proposer,
         threshold_default=profile.threshold,
         name=name or model_id,
         reach=profile.reach,
@@ -113,6 +116,19 @@ def load_detector(
         refine_all=profile.refine_all,
         budget=profile.budgets[gpu],
     )
+
+
+def _scanners(network: nn.Module) -> tuple[Scanner | None, Scanner | None]:
+    """The quick forms for the first look and, in fp32, for the second."""
+    import torch
+
+    from face_restore_worker.network.retinaface_cpu import RetinaFaceCpu, is_mobile
+
+    if not is_mobile(network):
+        return None, None
+    second = RetinaFaceCpu(network)
+    half = choose_precision("auto", "cpu") == "bf16"
+    return RetinaFaceCpu(network, torch.bfloat16) if half else second, second
 
 
 class FaceDetector:
@@ -131,6 +147,9 @@ class FaceDetector:
             0 for networks that seldom err.
         refine_all: look at each face twice. False leaves out those the first pass saw at a good
             size, for networks whose first look is as good and whose second is expensive.
+        scanner, second: quicker forms of `network` for the first look and for the second; None is
+            `network` itself.
+        proposer: says where the largest levels need to be searched; None searches all of them.
     """
 
     def __init__(
@@ -144,8 +163,13 @@ class FaceDetector:
         budget: float = 400.0,
         confirm: float = 0.0,
         refine_all: bool = True,
+        scanner: Scanner | None = None,
+        second: Scanner | None = None,
+        proposer: Proposer | None = None,
     ) -> None:
-        self.network = Network(network, device)
+        self.network = Network(network, device, scanner)
+        self.second = Network(network, device, second)
+        self.proposer = proposer
         self.threshold_default = threshold_default
         self.name = name
         self.reach = reach
@@ -175,16 +199,23 @@ class FaceDetector:
         levels = pyramid.build_levels(picture, max(round(1 / scale), 1))
         # Faces of about 30 pixels are seen worst at 3 times their size: each magnification counts.
         magnified = [pyramid.magnified(picture, times) for times in range(round(scale), 1, -1)]
-        searched = [*magnified, *levels]
         quarters = (0, 1, 2, 3) if options.rotations else (0,)
+        guide = None
+        if self.proposer is not None and threshold >= self.threshold_default * TRUSTED:
+            guide = search.guide(self.proposer, levels, magnified, wanted, quarters)
         found = []
-        for level in searched:
+        for level in [*magnified, *levels]:
             smallest = MIN_ON_COARSE if level in levels[1:] else 0.0
             largest = MAX_ON_MAGNIFIED if level.factor < 1 else np.inf
-            for tile in _tiles(level, wanted, entire=level is levels[-1]):
-                for faces in self._search(level, tile, quarters, threshold):
-                    sides = faces.sides / level.factor
-                    found.append(faces.take((sides >= smallest) & (sides <= largest)))
+            places = None if guide is None else guide.of(level)
+            if places is None:
+                tiles = search.tiles_of(level, wanted, entire=level is levels[-1])
+                parts = search.search_tiles(self.network, level, tiles, quarters, threshold)
+            else:
+                parts = search.search_places(self.network, level, places, quarters, threshold)
+            for faces in parts:
+                sides = faces.sides / level.factor
+                found.append(faces.take((sides >= smallest) & (sides <= largest)))
         faces = _distinct(Candidates.join(found))
         faces = faces.take(_near(faces, wanted)[:MAX_FACES].nonzero()[0])
         faces = _distinct(self._refined(levels, faces))
@@ -213,29 +244,12 @@ class FaceDetector:
         shrink = min(math.floor(1 / needed), max(width, height) // pyramid.COARSEST_SIDE)
         return 1 / max(shrink, math.ceil(1 / affordable), 1)
 
-    def _search(
-        self, level: Level, tile: Rect, quarters: Sequence[int], threshold: float
-    ) -> Iterator[Candidates]:
-        """The faces of one tile in photograph coordinates, for each turn of it."""
-        pixels = level.read(tile)
-        if level.factor <= 1 and _flat(pixels, level.factor):
-            return
-        height, width = pixels.shape[:2]
-        for quarter in quarters:
-            view = np.ascontiguousarray(np.rot90(pixels, quarter))
-            found = self.network.find([view], threshold)[0]
-            back = compose(placed(1.0, tile[0], tile[1]), turned(quarter, width, height))
-            in_level = found.mapped(back)
-            in_level = in_level.take(_complete(in_level, tile, level))
-            best = suppress(in_level.boxes, in_level.scores)
-            yield in_level.take(best).mapped(placed(level.factor, 0, 0))
-
     def _refined(self, levels: Sequence[Level], faces: Candidates) -> Candidates:
         if self.refine_all or len(faces) == 0:
-            return refine(self.network, levels, faces, mirror=True, confirm=self.confirm)
+            return refine(self.second, levels, faces, mirror=True, confirm=self.confirm)
         size = faces.sides / faces.scales
         again = (size < 60) | (size > 320)
-        looked = refine(self.network, levels, faces.take(again), mirror=False, confirm=0)
+        looked = refine(self.second, levels, faces.take(again), mirror=False, confirm=0)
         boxes, landmarks = faces.boxes.copy(), faces.landmarks.copy()
         boxes[again], landmarks[again] = looked.boxes, looked.landmarks
         return Candidates(boxes, landmarks, faces.scores, faces.scales)
@@ -272,44 +286,6 @@ def _selected(selection: NDArray[Any]) -> NDArray[np.bool_]:
     if selection.dtype == np.uint8:
         return selection >= 128
     raise ImageError(f"A selection is uint8 or bool, not {selection.dtype}.", code="selection-form")
-
-
-def _tiles(level: Level, wanted: Rect, entire: bool) -> list[Rect]:
-    """Tiles of what lies around `wanted` (photograph pixels), in the level's pixels.
-
-    `entire` covers all of the level: a large face reaches far beyond its centre.
-    """
-    area = (0, 0, level.width, level.height)
-    if not entire:
-        x0, y0 = (max(int(v // level.factor) - OVERLAP, 0) for v in wanted[:2])
-        x1, y1 = (int(-(-v // level.factor)) + OVERLAP for v in wanted[2:])
-        area = (x0, y0, min(x1, level.width), min(y1, level.height))
-    return pyramid.tiles(area, TILE, OVERLAP, STRIDE)
-
-
-def _flat(pixels: NDArray[np.uint8], factor: float) -> bool:
-    """Whether a tile of a level of `factor` shows nothing that could be a face."""
-    import cv2
-
-    gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    if factor < 1:
-        gray = cv2.resize(gray, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-    gray = cv2.blur(gray, (5, 5))  # grain is no detail
-    window = np.ones((FLAT_WINDOW, FLAT_WINDOW), np.uint8)
-    spread = cv2.subtract(cv2.dilate(gray, window), cv2.erode(gray, window))
-    return int(spread.max()) <= FLAT_RANGE
-
-
-def _complete(found: Candidates, tile: Rect, level: Level) -> NDArray[np.bool_]:
-    """Which faces keep a margin to those sides of their tile that cut through the level."""
-    margin = FACE_MARGIN * found.sides
-    boxes = found.boxes
-    return (
-        ((boxes[:, 0] - margin >= tile[0]) | (tile[0] <= 0))
-        & ((boxes[:, 1] - margin >= tile[1]) | (tile[1] <= 0))
-        & ((boxes[:, 2] + margin <= tile[2]) | (tile[2] >= level.width))
-        & ((boxes[:, 3] + margin <= tile[3]) | (tile[3] >= level.height))
-    )
 
 
 def _distinct(found: Candidates) -> Candidates:

@@ -6,8 +6,9 @@ pixel-edge: a (2, 3) matrix. Boxes are mapped exactly for turns of 90 degrees an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from face_restore_worker.pipeline.pyramid import Pixels
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from face_restore_worker.network.retinaface_cpu import Passed
 
 Floats = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -119,18 +122,34 @@ def turned(quarter: int, width: int, height: int) -> Matrix:
     return np.array(maps[quarter % 4], dtype=np.float64)
 
 
+class Scanner(Protocol):
+    """A RetinaFace that takes pixels as they are; see ``network.retinaface_cpu``."""
+
+    def __call__(self, pixels: torch.Tensor, threshold: float, /) -> Sequence[Passed]:
+        """The anchors scoring at least `threshold`, for each picture of a batch.
+
+        pixels: (N, H + 1, W + 1, 3) uint8 RGB; the first row and column, and whatever else is no
+        picture, are the mean colour. H and W are multiples of STRIDE.
+        """
+        ...
+
+
 class Network:
     """A RetinaFace called on uint8 pieces.
 
     network: maps (N, 3, H, W) to (offsets (N, A, 4), probabilities (N, A, 2), points (N, A, 10)),
     as facexlib's RetinaFace does in its test phase. Floating type and memory format of the input
     follow its parameters.
+    scanner: the same network in a quicker form, used instead; None is the network itself.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device | str) -> None:
+    def __init__(
+        self, network: nn.Module, device: torch.device | str, scanner: Scanner | None = None
+    ) -> None:
         import torch
 
         self.module = network
+        self.scanner = scanner
         self.device = torch.device(device)
         parameter = next(network.parameters(), None)
         self.dtype = torch.float32 if parameter is None else parameter.dtype
@@ -144,6 +163,8 @@ class Network:
         import torch
 
         height, width = pieces[0].shape[:2]
+        if self.scanner is not None:
+            return self._scanned(self.scanner, pieces, threshold)
         with torch.inference_mode():
             offsets, probabilities, points = self.module(self._input(pieces))
             scores = probabilities[..., 1].float()
@@ -160,6 +181,25 @@ class Network:
                 )
         anchors = anchor_grid(_padded(height), _padded(width))
         return [self._decoded(*parts, anchors) for parts in found]
+
+    @classmethod
+    def _scanned(cls, scanner: Scanner, pieces: list[Pixels], threshold: float) -> list[Candidates]:
+        import torch
+
+        height, width = (_padded(length) for length in pieces[0].shape[:2])
+        batch = np.empty((len(pieces), height + 1, width + 1, 3), np.uint8)
+        batch[:] = [round(value) for value in reversed(MEAN_BGR)]
+        for slot, piece in zip(batch, pieces, strict=True):
+            slot[1 : piece.shape[0] + 1, 1 : piece.shape[1] + 1] = piece
+        anchors = anchor_grid(height, width)
+        found = []
+        for passed in scanner(torch.from_numpy(batch), threshold):
+            offsets, points, scores = (
+                value.cpu().numpy().astype(np.float64)
+                for value in (passed.offsets, passed.points, passed.scores)
+            )
+            found.append(cls._decoded(passed.index.cpu().numpy(), offsets, points, scores, anchors))
+        return found
 
     @staticmethod
     def _decoded(

@@ -1,0 +1,136 @@
+"""Few rectangles about many places, and few sheets holding many rectangles.
+
+Where a detector need look at some places only, looking at each alone would be slow (small inputs
+keep no processor busy, every new input size is prepared for anew), and looking at the rectangle
+about all of them would look at everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from face_restore_worker.pipeline.pyramid import Rect
+
+Floats = NDArray[np.float64]
+
+
+def cover(boxes: Floats, bounds: Rect) -> list[Rect]:
+    """Rectangles that together hold each of `boxes` whole.
+
+    Starting from the rectangle about all, each is cut in two where that makes the sum of the areas
+    smallest, as long as it becomes smaller.
+
+    boxes: (N, 4) x0, y0, x1, y1. bounds: what the rectangles are cut to. Returns whole pixels,
+    without those that are empty within `bounds`, from top to bottom.
+    """
+    found: list[Rect] = []
+    waiting = [np.asarray(boxes, dtype=np.float64)] if len(boxes) else []
+    while waiting:
+        group = waiting.pop()
+        parts = _halved(group)
+        if parts is None:
+            rect = _cut(group, bounds)
+            if rect is not None:
+                found.append(rect)
+        else:
+            waiting += parts
+    return sorted(found, key=lambda r: (r[1], r[0], r[3], r[2]))
+
+
+def _halved(boxes: Floats) -> list[Floats] | None:
+    """The two groups with the smallest rectangles, None where one for all is as good."""
+    best, halves = _growing(boxes)[-1], None
+    for axis in (0, 1):
+        ordered = boxes[np.argsort(boxes[:, axis], kind="stable")]
+        total = _growing(ordered)[:-1] + _growing(ordered[::-1])[::-1][1:]
+        if len(total) and total.min() < best:
+            cut = int(total.argmin()) + 1
+            best, halves = total[cut - 1], [ordered[:cut], ordered[cut:]]
+    return halves
+
+
+def _growing(boxes: Floats) -> Floats:
+    """The areas of the rectangles about the first, the first two, ... of the boxes: (N,)."""
+    low = np.minimum.accumulate(boxes[:, :2], axis=0)
+    high = np.maximum.accumulate(boxes[:, 2:], axis=0)
+    areas: Floats = np.prod(high - low, axis=1)
+    return areas
+
+
+def _cut(boxes: Floats, bounds: Rect) -> Rect | None:
+    low = np.floor(boxes[:, :2].min(axis=0)).astype(int)
+    high = np.ceil(boxes[:, 2:].max(axis=0)).astype(int)
+    x0, y0 = max(int(low[0]), bounds[0]), max(int(low[1]), bounds[1])
+    x1, y1 = min(int(high[0]), bounds[2]), min(int(high[1]), bounds[3])
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def area(rects: Sequence[Rect]) -> int:
+    """The sum of the rectangles' areas."""
+    return sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in rects)
+
+
+Placement = tuple[int, int, int]
+"""Number of an item and where on its sheet its first pixel lies: x, y."""
+
+
+Sheet = tuple[int, list[Placement]]
+"""Its side and what lies on it."""
+
+
+def pack(sizes: Sequence[tuple[int, int]], sides: Sequence[int], gap: int) -> list[Sheet]:
+    """Put rectangles on square sheets, on shelves, the tallest first.
+
+    Args:
+        sizes: width and height of each rectangle.
+        sides: of the sheets there are, ascending; no rectangle is larger than the last.
+        gap: pixels left free between rectangles.
+
+    Returns:
+        The sheets. All but the last have the largest side; the
+        last has the smallest that holds its rectangles.
+
+    Raises:
+        ValueError: a rectangle is larger than any sheet.
+    """
+    if any(max(size) > sides[-1] for size in sizes):
+        raise ValueError(f"a rectangle is larger than the largest sheet, {sides[-1]} pixels")
+    waiting = sorted(range(len(sizes)), key=lambda i: (-sizes[i][1], -sizes[i][0], i))
+    sheets = []
+    while waiting:
+        placed, left = _shelves(waiting, sizes, sides[-1], gap)
+        side = sides[-1]
+        if not left:
+            for side in sides:
+                placed, left = _shelves(waiting, sizes, side, gap)
+                if not left:
+                    break
+        sheets.append((side, placed))
+        waiting = left
+    return sheets
+
+
+def _shelves(
+    items: Sequence[int], sizes: Sequence[tuple[int, int]], side: int, gap: int
+) -> tuple[list[Placement], list[int]]:
+    """What fits on one sheet, item after item, each on the first shelf with room for it."""
+    placed: list[Placement] = []
+    left: list[int] = []
+    shelves: list[list[int]] = []  # top, height, used width
+    bottom = 0
+    for item in items:
+        width, height = sizes[item]
+        shelf = next((s for s in shelves if height <= s[1] and s[2] + width <= side), None)
+        if shelf is None and bottom + height <= side and width <= side:
+            shelf = [bottom, height, 0]
+            shelves.append(shelf)
+            bottom += height + gap
+        if shelf is None:
+            left.append(item)
+            continue
+        placed.append((item, shelf[2], shelf[0]))
+        shelf[2] += width + gap
+    return placed, left

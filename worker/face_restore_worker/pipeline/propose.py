@@ -1,0 +1,131 @@
+"""Where a level of the photograph may show small faces, so that a detector looks nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from face_restore_worker.errors import CheckpointError
+from face_restore_worker.pipeline import pyramid
+from face_restore_worker.pipeline.pyramid import Level, Pixels, Rect
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float64]
+
+TILE = 1024
+OVERLAP = 128
+"""Of neighbouring tiles; a tile's answers are taken from beyond the middle of it on."""
+PROPOSER_FILE = "builtin-proposer.safetensors"
+PROPOSER_THRESHOLD = 0.4
+"""Belongs to those weights: see their card."""
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where faces may be centred, pixel-edge coordinates of the level looked at.
+
+    small, large: (N, 2) places for faces of the sizes in ``network.proposer.RANGES``.
+    looked_at: cells looked at.
+    """
+
+    small: Floats
+    large: Floats
+    looked_at: int
+
+
+class Proposer:
+    """The proposer's network on a device.
+
+    path: its weights. threshold: from which a cell may show a face, 0 to 1; calibrated with them.
+    Raises CheckpointError where the file is not that network.
+    """
+
+    def __init__(
+        self, path: str | Path, threshold: float, *, device: torch.device | str = "cpu"
+    ) -> None:
+        import torch
+        from safetensors.torch import load_file
+
+        from face_restore_worker.network.proposer import FaceProposer, PreparedProposer
+        from face_restore_worker.pipeline.device import choose_precision
+
+        network = FaceProposer()
+        try:
+            network.load_state_dict(load_file(path))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{Path(path).name!r} is not the proposer's network: {error}",
+                hint="The package is damaged: install it again.",
+                code="wrong-network",
+            ) from error
+        half = choose_precision("auto", str(device)) == "bf16"
+        self._network = PreparedProposer(network, torch.bfloat16 if half else torch.float32)
+        self._logit = float(np.log(threshold / (1 - threshold)))
+
+    def places(self, level: Level, area: Rect, quarters: Sequence[int] = (0,)) -> Places:
+        """The places of `area` (in the level's pixels) that may show a face.
+
+        quarters: turns of np.rot90 the level is looked at in; a place of any of them counts.
+        """
+        found: list[list[Floats]] = [[], []]
+        looked_at = 0
+        for tile in pyramid.tiles(area, TILE, OVERLAP):
+            pixels = level.read(tile)
+            passes = self._passes(pixels, quarters)
+            looked_at += passes[0].size
+            for maps, cells in zip(found, passes, strict=True):
+                maps.append(_kept(cells, tile, area))
+        small, large = (np.concatenate(parts) for parts in found)
+        return Places(small, large, looked_at)
+
+    def _passes(self, pixels: Pixels, quarters: Sequence[int]) -> NDArray[np.bool_]:
+        """Which cells of a piece pass in any turn of it: (2, rows, columns)."""
+        from face_restore_worker.network.proposer import STRIDE
+
+        height, width = pixels.shape[:2]
+        rows, columns = -(-height // STRIDE), -(-width // STRIDE)
+        passes = np.zeros((2, rows, columns), dtype=bool)
+        for quarter in quarters:
+            logits = self._logits(np.rot90(pixels, quarter), quarter)
+            passes |= logits[:, :rows, :columns] >= self._logit
+        return passes
+
+    def _logits(self, view: Pixels, quarter: int) -> NDArray[np.float32]:
+        """The answers on a turned piece, turned back: (2, at least rows, at least columns)."""
+        import torch
+
+        from face_restore_worker.network.proposer import BORDER, GRAIN, GRAY
+
+        height, width = view.shape[:2]
+        # What is filled up must lie right and below once turned back.
+        extra = (-height % GRAIN, -width % GRAIN)
+        before = (extra[0] if quarter in (1, 2) else 0, extra[1] if quarter in (2, 3) else 0)
+        framed = np.full(
+            (height + extra[0] + 2 * BORDER, width + extra[1] + 2 * BORDER, 3), GRAY, np.uint8
+        )
+        top, left = before[0] + BORDER, before[1] + BORDER
+        framed[top : top + height, left : left + width] = view
+        logits = self._network(torch.from_numpy(framed)[None])[0].numpy()
+        turned: NDArray[np.float32] = np.rot90(logits, -quarter, axes=(1, 2))
+        return turned
+
+
+def _kept(cells: NDArray[np.bool_], tile: Rect, area: Rect) -> Floats:
+    """Centres (N, 2) of the cells that pass, without the rim of a tile that another one sees."""
+    from face_restore_worker.network.proposer import STRIDE
+
+    rows, columns = np.nonzero(cells)
+    points = np.stack([columns, rows], axis=1) * STRIDE + (STRIDE / 2 + np.array(tile[:2]))
+    rim = OVERLAP / 2 - STRIDE  # so that tiles' cells meet whatever their phases are
+    low = np.array([t + rim if t > a else t for t, a in zip(tile[:2], area[:2], strict=True)])
+    high = np.array([t - rim if t < a else t for t, a in zip(tile[2:], area[2:], strict=True)])
+    inside = np.all((points >= low) & (points < np.maximum(high, low + 1) + STRIDE), axis=1)
+    kept: Floats = points[inside]
+    return kept

@@ -1,0 +1,207 @@
+"""One level of the photograph searched: all of it, tile by tile, or only some places of it.
+
+Places are cut out and put beside each other on sheets of a few fixed sizes, so that the network
+sees few and large inputs whatever there is to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from face_restore_worker.pipeline import packing, pyramid
+from face_restore_worker.pipeline.anchors import STRIDE
+from face_restore_worker.pipeline.nms import suppress
+from face_restore_worker.pipeline.propose import Proposer
+from face_restore_worker.pipeline.pyramid import Level, Pixels, Rect
+from face_restore_worker.pipeline.views import (
+    MEAN_BGR,
+    Candidates,
+    Matrix,
+    Network,
+    compose,
+    placed,
+    turned,
+)
+
+TILE = 1024
+OVERLAP = 128
+FACE_MARGIN = 0.1
+"""Share of its side a face keeps from a tile's cut. So every face up to OVERLAP / 1.2 = 107 pixels
+lies whole in some tile; the next level shows larger ones at 36 pixels or more."""
+FLAT_RANGE = 8
+"""A tile is passed over where gray values differ by no more than this of 255 within FLAT_WINDOW
+pixels of the photograph anywhere: sky, walls, blur. A face's eyes differ from its skin by more."""
+FLAT_WINDOW = 17
+
+SHEETS = (256, 512, 768)
+GAP = 8
+"""Pixels between two pieces on a sheet."""
+LEAST_REACH, SMALL_REACH, LARGE_REACH = 32.0, 42.0, 75.0
+"""Half sides, in pixels of the level that was looked at, of what is searched about a place for
+small and for large faces: their largest half, their margin, and how far off their centre may be.
+The first is for magnified levels, as faces of more than 30 pixels need no magnification."""
+WORTH_IT = 0.5
+"""Places that take more than this share of a level are no gain over all of it."""
+
+
+@dataclass(frozen=True)
+class Guide:
+    """The rectangles of levels that need to be searched; by the levels' factors."""
+
+    rects: dict[float, list[Rect]]
+
+    def of(self, level: Level) -> list[Rect] | None:
+        """Those of one level, None where all of it must be searched."""
+        return self.rects.get(level.factor)
+
+
+def guide(
+    proposer: Proposer,
+    levels: Sequence[Level],
+    magnified: Sequence[Level],
+    wanted: Rect,
+    quarters: Sequence[int],
+) -> Guide:
+    """Where the finest of `levels` and the `magnified` ones need to be searched.
+
+    The finest level is needed where itself or the next coarser one may show a small face; beyond
+    that the next coarser one, which is searched as a whole, shows all faces at a good size.
+    """
+    rects: dict[float, list[Rect]] = {}
+    finest = levels[0]
+    places = proposer.places(finest, area_of(finest, wanted), quarters)
+    least = _squares(places.small, LEAST_REACH)
+    for level in magnified:
+        _add(rects, level, least * (finest.factor / level.factor), wanted)
+    if len(levels) > 1:
+        coarser = levels[1]
+        beyond = proposer.places(coarser, area_of(coarser, wanted), quarters)
+        ratio = coarser.factor / finest.factor
+        around = [
+            _squares(places.small, SMALL_REACH),
+            _squares(places.large, LARGE_REACH),
+            _squares(beyond.small, SMALL_REACH) * ratio,
+        ]
+        _add(rects, finest, np.concatenate(around), wanted)
+    return Guide(rects)
+
+
+def _squares(points: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
+    return np.concatenate([points - reach, points + reach], axis=1)
+
+
+def _add(
+    rects: dict[float, list[Rect]], level: Level, boxes: NDArray[np.float64], wanted: Rect
+) -> None:
+    bounds = area_of(level, wanted)
+    if len(boxes) * 64 > WORTH_IT * packing.area([bounds]):
+        return
+    found = packing.cover(boxes, bounds)
+    if packing.area(found) <= WORTH_IT * packing.area([bounds]):
+        rects[level.factor] = found
+
+
+def area_of(level: Level, wanted: Rect) -> Rect:
+    """What lies around `wanted` (photograph pixels), in the level's pixels."""
+    x0, y0 = (max(int(v // level.factor) - OVERLAP, 0) for v in wanted[:2])
+    x1, y1 = (int(-(-v // level.factor)) + OVERLAP for v in wanted[2:])
+    return x0, y0, min(x1, level.width), min(y1, level.height)
+
+
+def tiles_of(level: Level, wanted: Rect, entire: bool) -> list[Rect]:
+    """Tiles of what lies around `wanted` (photograph pixels), in the level's pixels.
+
+    `entire` covers all of the level: a large face reaches far beyond its centre.
+    """
+    area = (0, 0, level.width, level.height) if entire else area_of(level, wanted)
+    return pyramid.tiles(area, TILE, OVERLAP, STRIDE)
+
+
+def search_tiles(
+    network: Network,
+    level: Level,
+    tiles: Iterable[Rect],
+    quarters: Sequence[int],
+    threshold: float,
+) -> Iterator[Candidates]:
+    """The faces of some tiles in photograph coordinates, for each turn of each."""
+    for tile in tiles:
+        pixels = level.read(tile)
+        if level.factor <= 1 and _flat(pixels, level.factor):
+            continue
+        height, width = pixels.shape[:2]
+        for quarter in quarters:
+            view = np.ascontiguousarray(np.rot90(pixels, quarter))
+            found = network.find([view], threshold)[0]
+            back = compose(placed(1.0, tile[0], tile[1]), turned(quarter, width, height))
+            yield _best(found, back, tile, level)
+
+
+def search_places(
+    network: Network,
+    level: Level,
+    rects: Iterable[Rect],
+    quarters: Sequence[int],
+    threshold: float,
+) -> Iterator[Candidates]:
+    """As search_tiles, for rectangles of any size, put together on sheets."""
+    pieces = [piece for rect in rects for piece in pyramid.tiles(rect, SHEETS[-1], OVERLAP, STRIDE)]
+    jobs = [(piece, quarter) for piece in pieces for quarter in quarters]
+    sizes = []
+    for (x0, y0, x1, y1), quarter in jobs:
+        sizes.append((y1 - y0, x1 - x0) if quarter % 2 else (x1 - x0, y1 - y0))
+    for side, items in packing.pack(sizes, SHEETS, GAP):
+        sheet = np.empty((side, side, 3), np.uint8)
+        sheet[:] = [round(value) for value in reversed(MEAN_BGR)]
+        for number, x, y in items:
+            piece, quarter = jobs[number]
+            width, height = sizes[number]
+            sheet[y : y + height, x : x + width] = np.rot90(level.read(piece), quarter)
+        found = network.find([sheet], threshold)[0]
+        centres = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+        for number, x, y in items:
+            piece, quarter = jobs[number]
+            low, high = (x, y), (x + sizes[number][0], y + sizes[number][1])
+            inside = np.all((centres >= low) & (centres < high), axis=1)
+            if inside.any():
+                width, height = piece[2] - piece[0], piece[3] - piece[1]
+                back = compose(turned(quarter, width, height), placed(1.0, -x, -y))
+                back = compose(placed(1.0, piece[0], piece[1]), back)
+                yield _best(found.take(inside), back, piece, level)
+
+
+def _best(found: Candidates, to_level: Matrix, tile: Rect, level: Level) -> Candidates:
+    """The best of those that lie whole in the tile, in photograph coordinates."""
+    in_level = found.mapped(to_level)
+    in_level = in_level.take(_complete(in_level, tile, level))
+    best = suppress(in_level.boxes, in_level.scores)
+    return in_level.take(best).mapped(placed(level.factor, 0, 0))
+
+
+def _complete(found: Candidates, tile: Rect, level: Level) -> NDArray[np.bool_]:
+    """Which faces keep a margin to those sides of their tile that cut through the level."""
+    margin = FACE_MARGIN * found.sides
+    boxes = found.boxes
+    return (
+        ((boxes[:, 0] - margin >= tile[0]) | (tile[0] <= 0))
+        & ((boxes[:, 1] - margin >= tile[1]) | (tile[1] <= 0))
+        & ((boxes[:, 2] + margin <= tile[2]) | (tile[2] >= level.width))
+        & ((boxes[:, 3] + margin <= tile[3]) | (tile[3] >= level.height))
+    )
+
+
+def _flat(pixels: Pixels, factor: float) -> bool:
+    """Whether a tile of a level of `factor` shows nothing that could be a face."""
+    import cv2
+
+    gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    if factor < 1:
+        gray = cv2.resize(gray, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    gray = cv2.blur(gray, (5, 5))  # grain is no detail
+    window = np.ones((FLAT_WINDOW, FLAT_WINDOW), np.uint8)
+    spread = cv2.subtract(cv2.dilate(gray, window), cv2.erode(gray, window))
+    return int(spread.max()) <= FLAT_RANGE
