@@ -326,7 +326,7 @@ def test_recording_warms_up_on_another_stream_first(monkeypatch: pytest.MonkeyPa
             events.append("replay")
 
     for name in ("device", "stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda x, name=name: Stand(name))
+        monkeypatch.setattr(torch.cuda, name, lambda x, name=name, **mode: Stand(name))
     monkeypatch.setattr(torch.cuda, "Stream", Stand)
     monkeypatch.setattr(torch.cuda, "current_stream", Stand)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Stand)

@@ -48,7 +48,8 @@ def _record(run: Callable[[], None], device: torch.device) -> Callable[[], None]
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the graph has memory of its own: what warming up took goes back
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Only this thread is recorded: others may use the GPU meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             run()
     replay: Callable[[], None] = graph.replay
     return replay
