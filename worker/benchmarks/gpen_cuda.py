@@ -41,9 +41,6 @@ NO_GPU = (
 Call = Callable[[Any], Any]
 
 
-# --- what is timed ---------------------------------------------------------------------
-
-
 def random_network(size: int) -> Any:
     """The reference network of a published size with random weights, on the CPU."""
     from face_restore_worker.bench.weights import random_state
@@ -123,9 +120,6 @@ def onnxruntime_call(network: Any, folder: Path) -> Call:
         return out
 
     return call
-
-
-# --- measuring -------------------------------------------------------------------------
 
 
 def seconds(call: Call, x: Any, calls: int = CALLS) -> float:
@@ -230,9 +224,6 @@ def golden_errors(precision: str, device: str, names: list[str]) -> dict[str, fl
     return found
 
 
-# --- a process of its own: the first face, memory --------------------------------------
-
-
 def limit_memory(gigabytes: float, total: int) -> float:
     """The share of the GPU's memory that is ``gigabytes``, at most all of it."""
     return min(1.0, gigabytes * 1e9 / total)
@@ -300,9 +291,6 @@ def processes(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                 {"precision": precision, "kernels": state, "calculated": memory.total} | row
             )
     return rows
-
-
-# --- the report ------------------------------------------------------------------------
 
 
 def wrong(report: dict[str, Any]) -> list[str]:
