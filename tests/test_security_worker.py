@@ -251,6 +251,26 @@ def test_the_same_bytes_do_work_where_they_may(tmp_path: Path) -> None:
         eventually(lambda: worker.process.poll() is not None, "the shutdown")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="sets another process's limit")
+def test_more_connections_than_there_are_descriptors(tmp_path: Path) -> None:
+    """While they last nobody else gets in; afterwards all is as before."""
+    import resource
+
+    with Worker(tmp_path) as worker:
+        process = psutil.Process(worker.process.pid)
+        before = process.num_fds()
+        limit = before + 20
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        where = ("127.0.0.1", worker.connection.port)
+        peers = [socket.create_connection(where, timeout=60) for _ in range(60)]
+        eventually(lambda: process.num_fds() >= limit - 1, "no descriptor is left")
+        for peer in peers:
+            peer.close()
+        eventually(lambda: process.num_fds() <= before + 2, "they are free again", 60)
+        with worker.raw() as client:
+            assert state(client)
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 
