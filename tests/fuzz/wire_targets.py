@@ -268,7 +268,15 @@ def _talk(pipe: socket.socket) -> None:
     real = zmtp.socket.create_connection
     zmtp.socket.create_connection = lambda *_a, **_k: pipe  # type: ignore[assignment]
     try:
-        client = zmtp.ZmtpClient("127.0.0.1", 1, "u", "p", timeout=5, patience=0.05)
+        # Small limits are reached sooner than 16 MiB and 2 GiB; the code is the same.
+        client = zmtp.ZmtpClient(
+            *("127.0.0.1", 1, "u", "p"),
+            timeout=5,
+            patience=0.05,
+            max_frame=1 * MB,
+            max_parts=200,
+            max_message=2 * MB,
+        )
     except zmtp_frames.ZmtpError:
         return
     finally:
@@ -302,7 +310,9 @@ def zmtp_seeds() -> list[bytes]:
         b"\3" + frame + more + frame,
         b"\3" + ping + large + zmtp_frames.encode_command(b"PONG", b"context") + frame,
         b"\3" + error,
-        b"\3\x02" + struct.pack(">Q", 16 * MB) + b"short",
+        b"\3\x02" + struct.pack(">Q", 1 * MB) + b"short",
+        b"\3\x02" + struct.pack(">Q", 1 * MB + 1) + b"short",
+        b"\3" + b"\x01\x00" * 210,
         b"\0HTTP/1.1 400 Bad Request\r\n\r\n",
     ]
 
