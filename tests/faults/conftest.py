@@ -13,11 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import harness
 
-Tell = Callable[[str, int, str], None]
-
 
 @pytest.fixture
-def tell(record_property: Callable[[str, object], None]) -> Tell:
+def tell(record_property: Callable[[str, object], None]) -> harness.Tell:
     """tell(fault, trials, what happened): one row of the table."""
 
     def row(fault: str, trials: int, happened: str) -> None:

@@ -22,6 +22,8 @@ from face_restore_worker.client import launch
 from face_restore_worker.client.session import WorkerSession
 from worker_process import eventually
 
+Tell = Callable[[str, int, str], None]
+
 HERE = Path(__file__).parent
 WORKER = [sys.executable, str(HERE / "faulty_worker.py")]
 CLI = [sys.executable, str(HERE / "faulty_cli.py")]

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Tell
 from face_restore_shared import connection
 from face_restore_shared.schema import StatusReply
-from harness import FaultHome
+from harness import FaultHome, Tell
 from worker_process import RawClient, eventually
 
-# Sends jobs of 54 MB each, reads the answers, and says what it has come to.
+# Sends jobs of 24 MB each, reads the answers, and says what it has come to.
 VICTIM = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -29,7 +28,7 @@ client = RawClient(connection.read(Path({file!r})))
 print("connected", flush=True)
 while True:
     for job in "ab":
-        client.restore(job, "faces=3;delay=0.05;echo=1", width=6000, height=3000)
+        client.restore(job, "faces=3;delay=0.05;echo=1", width=4000, height=2000)
         print("sent", flush=True)
     for job in "ab":
         client.receive_final()
@@ -89,7 +88,7 @@ def kill_clients(home: FaultHome, count: int, longest: float) -> tuple[float, fl
     worker = psutil.Process(home.worker().pid)
     randomly = random.Random(5)
     with connect(home) as client:  # once round, so that everything is loaded and allocated
-        client.restore("w", "faces=1;echo=1", width=6000, height=3000)
+        client.restore("w", "faces=1;echo=1", width=4000, height=2000)
         client.receive_final()
     bystander = Bystander(home)
     time.sleep(0.5)
@@ -115,9 +114,9 @@ def kill_clients(home: FaultHome, count: int, longest: float) -> tuple[float, fl
 
 
 def test_killed_clients(home: FaultHome, tell: Tell) -> None:
-    slowest, growth, done = kill_clients(home, 4, 0.6)
+    slowest, growth, done = kill_clients(home, 3, 0.5)
     said = f"memory back within {slowest:.2f} s, {growth / 1e6:+.1f} MB; {done} other jobs in order"
-    tell("client killed at a random moment", 4, said)
+    tell("client killed at a random moment", 3, said)
     home.stop_and_check_nothing_stays()
 
 
@@ -134,9 +133,9 @@ def test_results_left_unread_are_limited(home: FaultHome, tell: Tell) -> None:
     """A client that sends jobs and reads nothing is refused; others go on."""
     worker = psutil.Process(home.worker().pid)
     with connect(home, room=1) as deaf, connect(home) as other:
-        sent = 120
+        sent = 70
         for number in range(sent):
-            deaf.restore(f"j{number}", "faces=1;echo=1", width=2000, height=1000)
+            deaf.restore(f"j{number}", "faces=1;echo=1", width=1000, height=700)
             if number % 16 == 15:
                 other.restore("o", "faces=1")
                 assert other.receive_final()[0].type == "result"
@@ -146,12 +145,13 @@ def test_results_left_unread_are_limited(home: FaultHome, tell: Tell) -> None:
         assert set(codes) == {"busy"}
         assert len({header.id for header in kinds}) == sent
         said = f"{codes.count('busy')} jobs refused as busy, worker at most {most >> 20} MiB"
-        tell(f"client that reads no results ({sent} jobs of 6 MB)", 1, said)
+        tell(f"client that reads no results ({sent} jobs of 2 MB)", 1, said)
         deaf.restore("again", "faces=1")
         assert deaf.receive_final()[0].type == "result"
     eventually(lambda: worker.memory_info().rss < 150e6, "the memory is back")
 
 
+@pytest.mark.slow
 def test_refusals_left_unread_are_limited(home: FaultHome, tell: Tell) -> None:
     """A client that sends nonsense and reads nothing costs little, and is told in the end."""
     worker = psutil.Process(home.worker().pid)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Tell
 from face_restore_shared import connection
-from harness import FaultHome
+from harness import FaultHome, Tell
 from worker_process import RawClient
 
 WHAT = [
@@ -51,9 +50,10 @@ def test_an_exception_anywhere_is_the_jobs_error(home: FaultHome, tell: Tell) ->
     tell("exception of 9 kinds at 6 places in a job", len(cases), "each that job's error, once")
 
 
-@pytest.mark.parametrize("script", ["faces=1;raise=SystemExit@take"])
-def test_through_the_command_line(home: FaultHome, script: str) -> None:
+@pytest.mark.slow
+def test_through_the_command_line(home: FaultHome) -> None:
     home.worker()
+    script = "faces=1;raise=SystemExit@take"
     source, target = home.picture(), home.folder / "out.png"
     done = home.run_cli("restore", source, "-o", target, "--model", script)
     assert done.returncode == 1

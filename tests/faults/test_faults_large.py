@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Tell
-from harness import FaultHome
+from harness import FaultHome, Tell
 from PIL import Image
 from skimage import data
 from worker_process import eventually

@@ -13,8 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import Tell
-from harness import PICTURE, Client, FaultHome, in_time, send, stop_for
+from harness import PICTURE, Client, FaultHome, Tell, in_time, send, stop_for
 from worker_process import eventually
 
 SIGNALS = ["SIGKILL", "SIGTERM", "SIGSTOP"]

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Tell
 from face_restore_shared import connection
-from harness import FaultHome
+from harness import FaultHome, Tell
 from worker_process import RawClient, eventually
 
 SIZES = [(64, 48), (320, 240), (800, 600), (1600, 1200), (3000, 2000)]
@@ -216,8 +215,8 @@ def soak(home: FaultHome, process: psutil.Process, jobs: int, warm: int) -> tupl
 def test_a_short_soak(home: FaultHome, tell: Tell) -> None:
     """With the scripted engine."""
     process = psutil.Process(home.worker().pid)
-    text, growth = soak(home, process, 320, 160)
-    tell("soak, 8 clients, scripted engine", 320, text)
+    text, growth = soak(home, process, 160, 80)
+    tell("soak, 8 clients, scripted engine", 160, text)
     assert growth < 0.1
 
 
