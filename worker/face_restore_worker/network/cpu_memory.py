@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 << 20  # HEAP_MAX_SIZE / 2, malloc refuses more
 _HUGE = 2 << 20
 
@@ -38,10 +38,12 @@ def _glibc() -> Any:
 def keep_freed() -> None:
     """Let malloc keep freed buffers of up to 32 MB for the next one, in this process from now on.
 
-    Does nothing where malloc is not glibc's.
+    New threads share one arena: those of their own are given back to the system in pieces. Does
+    nothing where malloc is not glibc's.
     """
     libc = _glibc()
     if libc is not None:
+        libc.mallopt(_M_ARENA_MAX, 1)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
