@@ -65,7 +65,7 @@ def show(entry: dict[str, object]) -> None:
     print(f"{entry['megapixels']} MP, {entry['faces']} of {entry['asked']} faces:")
     for name, value in seconds.items():
         print(f"  {name:32} {value:.3f} s")
-    for name in ("network aside", "network and detection aside"):
+    for name in ("whole", "whole but detecting"):
         for bare in ("bare read, write of the patches", "bare read, write of all"):
             print(f"  {name} / {bare}: {seconds[name] / seconds[bare]:.2f}", flush=True)
 
