@@ -187,7 +187,7 @@ def adobe_rgb_out_of_srgb_is_not_clipped():
     mask = floats(whole(new.get_mask(), "Y float"))
     own_space = floats(whole(new, name))
     beyond = kept = left_out = 0
-    worst = 0.0
+    worst, where = 0.0, ()
     new_width = new.get_width()
     want = exchange().answer.patches[0]
     for i in range(new_width * new.get_height()):
@@ -200,13 +200,15 @@ def adobe_rgb_out_of_srgb_is_not_clipped():
             own = original[3 * (y * width + x) + c]
             clipped = min(1.0, max(0.0, own))
             right = want.rgb[theirs + c] + own - clipped
-            worst = max(worst, abs(got[3 * i + c] - right))
+            if abs(got[3 * i + c] - right) > worst:
+                worst = abs(got[3 * i + c] - right)
+                where = (got[3 * i + c], right, own, own_space[3 * i : 3 * i + 3])
             if own > 1.0 or own < 0.0:
                 beyond += 1
                 kept += (got[3 * i + c] > 1.0) if own > 1.0 else (got[3 * i + c] < 0.0)
     true(left_out < 0.3 * new_width * new.get_height(), f"{left_out} pixels outside AdobeRGB")
     true(beyond > 500, f"only {beyond} values outside sRGB under the patch")
-    true(worst < 1e-3, f"differs by {worst} from restored + (original - clipped)")
+    true(worst < 1e-3, f"differs by {worst} from restored + (original - clipped): {where}")
     true(max(mask) > 0.9, "mask")
     return f"{beyond} values outside sRGB under the patch, {kept} still outside, off by {worst:.2g}"
 
