@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -105,6 +108,7 @@ def test_the_same_input_gives_the_same_bytes_alone_or_in_a_batch() -> None:
     assert torch.equal(both[1:], fast(x[1:]))
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 6), st.integers(1, 6), st.integers(1, 40), st.integers(1, 40), st.integers(0, 99)
 )
@@ -133,6 +137,26 @@ def test_released_memory_is_taken_anew() -> None:
     assert torch.equal(fast(x), first)
 
 
+def test_calls_from_several_threads_do_not_mix() -> None:
+    network = random_network(256, 1, 0.0625, 8)
+    fast = GpenCpu(network)
+    faces = [picture(256, seed) for seed in (8, 9)]
+    alone = [fast(x) for x in faces]
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(fast, faces * 4))
+    assert all(torch.equal(result, alone[i % 2]) for i, result in enumerate(results))
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="only Linux has huge pages")
+def test_too_little_memory_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(MemoryError, match="no 64 MB for a plane"):
+        Planes().take("a", [(16, 1024, 1024)], torch.float32)
+
+
 def test_planes_keep_one_buffer_for_a_name_and_grow_it() -> None:
     planes = Planes()
     (small,) = planes.take("a", [(3, 4, 5)], torch.float32)
@@ -157,6 +181,7 @@ def test_an_error_in_a_strip_is_raised_and_threads_are_restored() -> None:
     assert torch.get_num_threads() == before
 
 
+@settings(deadline=None)
 @given(st.integers(4, 4096), st.integers(1, 10**6), st.integers(1, 10**7), st.integers(1, 300))
 def test_bands_and_strips_cover_every_row_once(
     height: int, row_bytes: int, target: int, threads: int

@@ -88,13 +88,19 @@ class Planes:
 
 
 def huge_pages(count: int, dtype: torch.dtype) -> Tensor:
-    """An uninitialised (count,), in huge pages where the system has them."""
+    """An uninitialised (count,), in huge pages where the system has them.
+
+    Raises MemoryError where there is not that much memory.
+    """
     size = count * dtype.itemsize
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is None or size < _HUGE:
         return torch.empty(count, dtype=dtype)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory gets no huge pages
-    memory = mmap.mmap(-1, -(-size // _HUGE) * _HUGE, flags)
+    try:
+        memory = mmap.mmap(-1, -(-size // _HUGE) * _HUGE, flags)
+    except OSError as error:
+        raise MemoryError(f"the system has no {size >> 20} MB for a plane: {error}") from error
     with contextlib.suppress(OSError):  # a kernel without huge pages
         memory.madvise(advice)
     return torch.frombuffer(memory, dtype=dtype, count=count)

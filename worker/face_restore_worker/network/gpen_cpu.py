@@ -19,6 +19,7 @@ it would be a third of the error.
 
 from __future__ import annotations
 
+import threading
 from typing import cast
 
 import torch
@@ -63,6 +64,7 @@ class GpenCpu:
         keep_freed()
         self.network, self.dtype = network, dtype
         self.planes = Planes()
+        self._one_at_a_time = threading.Lock()  # calls share the planes
         self.levels = network.architecture.levels
         self.channels = network.architecture.channels
         self.sides = [4 << level for level in range(self.levels + 1)]
@@ -98,9 +100,16 @@ class GpenCpu:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
-        """Restore each face of the batch by itself; the result is not clamped."""
+        """Restore each face of the batch by itself; the result is not clamped.
+
+        As many threads compute as torch uses in the calling thread. Calls from several threads
+        wait for each other.
+
+        Raises:
+            MemoryError: there is too little memory for the planes.
+        """
         out = huge_pages(x.numel(), torch.float32).view(x.shape)
-        with StripPool() as pool:
+        with self._one_at_a_time, StripPool() as pool:
             for face, result in zip(x.split(1), out.split(1), strict=True):
                 _Face(self, pool, face).restore(result)
         return out
