@@ -15,7 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from face_restore_worker.network.cpu_ops import Conv, TransposedConv, channels_last, pad_rows
+from face_restore_worker.network.cpu_ops import (
+    Conv,
+    TransposedConv,
+    channels_last,
+    empty_plane,
+    pad_rows,
+)
 from face_restore_worker.network.cpu_strips import Rows, StripPool, bands, cut, strip_rows
 from face_restore_worker.network.cpu_winograd import Winograd
 from face_restore_worker.network.gpen import StyledConv, ToRgb
@@ -106,10 +112,11 @@ class WinogradConv:
 
     def __call__(self, padded: Tensor) -> Tensor:
         """Map what was filled in, (h + 2, w + 2, I), to channels_last fp32 (1, O, h, w)."""
-        y = torch.empty(padded.shape[0] - 2, padded.shape[1] - 2, len(self.bias))
-        self.winograd(padded, y)
-        y = F.leaky_relu_(torch.addcmul(self.bias, y, self.scales[1], out=y), SLOPE)
-        return y.permute(2, 0, 1)[None]
+        y = empty_plane(len(self.bias), padded.shape[0] - 2, padded.shape[1] - 2)
+        lines = y[0].permute(1, 2, 0)
+        self.winograd(padded, lines)
+        torch.addcmul(self.bias, lines, self.scales[1], out=lines)
+        return F.leaky_relu_(y, SLOPE)
 
 
 class CoarseConv:

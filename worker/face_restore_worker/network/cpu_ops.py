@@ -29,6 +29,14 @@ def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
+def empty_plane(channels: int, height: int, width: int) -> Tensor:
+    """An uninitialised channels_last fp32 (1, C, h, w).
+
+    Made this way, and not from (h, w, C) by permuting, its strides tell torch.cat the format too.
+    """
+    return torch.empty((1, channels, height, width), memory_format=torch.channels_last)
+
+
 class Conv:
     """A convolution with fixed weights: bias and leaky ReLU are applied as the result is written.
 
@@ -101,12 +109,13 @@ class PatchConv:
         patches = x[0].permute(1, 2, 0).unfold(0, 3, 2).unfold(1, 3, 2)
         patches = patches.permute(0, 1, 3, 4, 2)  # (h, w, 3, 3, I): runs of 3 I values
         height, width = patches.shape[:2]
-        y = torch.empty(height, width, len(self.bias))
+        y = empty_plane(len(self.bias), height, width)
         step = max(1, _PATCHES // width)
-        for some, out in zip(patches.split(step), y.split(step), strict=True):
+        lines = y[0].permute(1, 2, 0)
+        for some, out in zip(patches.split(step), lines.split(step), strict=True):
             some = some.reshape(-1, len(self.weight))
             torch.addmm(self.bias, some, self.weight, out=out.view(len(some), -1))
-        return F.leaky_relu_(y, SLOPE).permute(2, 0, 1)[None]
+        return F.leaky_relu_(y, SLOPE)
 
 
 class TransposedConv:
