@@ -14,8 +14,8 @@ import psutil
 import pytest
 from face_restore_shared import connection
 from face_restore_shared.schema import StatusReply
-from harness import FaultHome, Tell
-from worker_process import RawClient, eventually
+from harness import FaultHome, Tell, eventually
+from worker_process import RawClient
 
 # Sends jobs of 24 MB each, reads the answers, and says what it has come to.
 VICTIM = """
@@ -159,7 +159,7 @@ def test_refusals_left_unread_are_limited(home: FaultHome, tell: Tell) -> None:
         before = worker.memory_info().rss
         for _ in range(25_000):
             flood.send("x" * 64, "i" * 64, {})
-        eventually(lambda: "listened to no longer" in home.log, "it is given up", 60)
+        eventually(lambda: "listened to no longer" in home.log, "it is given up")
         other.restore("o", "faces=1")
         assert other.receive_final()[0].type == "result"
         grown = worker.memory_info().rss - before

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import FaultHome, Tell
+from harness import FaultHome, Tell, eventually
 from http_server import FileServer, Route
 from PIL import Image
 from safetensors.torch import save
 from tiny_models import catalogue_data, file_entry, gpen_state, pack, write_catalogue
-from worker_process import eventually
 
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
@@ -136,7 +135,7 @@ def test_a_download_killed_in_the_middle_goes_on(home: FaultHome, tell: Tell) ->
         def some() -> bool:
             return any(path.stat().st_size > 8000 for path in models.glob(".*.part"))
 
-        eventually(some, "the part grows", 120)
+        eventually(some, "the part grows")
         process.send_signal(signal.SIGKILL)
         process.wait()
         route.trickle = 0.0

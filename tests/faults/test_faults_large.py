@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import FaultHome, Tell
+from harness import FaultHome, Tell, eventually
 from PIL import Image
 from skimage import data
-from worker_process import eventually
 
 SIDE, ACROSS, FACES = 10_000, 8, 60
 LIMIT = 6e9
@@ -45,7 +44,7 @@ def test_a_hundred_megapixels_with_sixty_faces(home: FaultHome, tell: Tell) -> N
         [sys.executable, "-m", "face_restore_worker.server", "--quiet"], env=home.environment()
     )
     home.processes.append(worker)
-    eventually(lambda: home.listening() == worker.pid, "the worker listens", 120)
+    eventually(lambda: home.listening() == worker.pid, "the worker listens")
     source, target = crowd(home.folder / "crowd.jpg"), home.folder / "out.png"
     begin = time.monotonic()
     command = ["-m", "face_restore_worker.cli", "restore", str(source), "-o", str(target)]

@@ -20,10 +20,9 @@ from face_restore_shared.schema import RestoreOptions
 from face_restore_worker.client.client import WorkerClient
 from face_restore_worker.pipeline.types import RestoreOutcome
 from gpen_factory import random_state, tiny
-from harness import FaultHome, Tell
+from harness import FaultHome, Tell, eventually
 from safetensors.torch import save_file
 from tiny_models import detector_state
-from worker_process import eventually
 
 STATE = random_state(tiny(32))
 FACE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
@@ -39,14 +38,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultHome]:
         command = [sys.executable, "-m", "face_restore_worker.server", "--quiet", "--threads", "1"]
         process = subprocess.Popen(command, env=made.environment(OMP_NUM_THREADS="1"))
         made.processes.append(process)
-        eventually(lambda: made.listening() == process.pid, "the worker listens", 120)
+        eventually(lambda: made.listening() == process.pid, "the worker listens")
         yield made
         made.end_all()
 
 
 @pytest.fixture
 def client(home: FaultHome) -> Iterator[WorkerClient]:
-    with WorkerClient.connect(timeout=60) as connected:
+    with WorkerClient.connect(timeout=120) as connected:
         yield connected
 
 

@@ -13,8 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from harness import PICTURE, Client, FaultHome, Tell, in_time, send, stop_for
-from worker_process import eventually
+from harness import PICTURE, Client, FaultHome, Tell, eventually, in_time, send, stop_for
 
 SIGNALS = ["SIGKILL", "SIGTERM", "SIGSTOP"]
 STAGES = ["start", "load", "queue", "inference", "reply"]
@@ -121,7 +120,7 @@ def through_the_command(home: FaultHome, name: str, stage: str, stopped: float) 
     other = None
     if stage == "start":
         command = home.cli(*options, FAULT_HOLD="locked")
-        eventually(lambda: "held locked" in home.trace, "it starts", 60)
+        eventually(lambda: "held locked" in home.trace, "it starts")
         pid = int(home.trace.split()[-1])
     else:
         pid = home.worker(FAKE_ENGINE_START_DELAY="3" if stage == "load" else "0").pid
@@ -136,7 +135,7 @@ def through_the_command(home: FaultHome, name: str, stage: str, stopped: float) 
             "inference": lambda: "face 2" in home.trace,
             "reply": lambda: home.log.count("restore job") > jobs,
         }[stage]
-        eventually(reached, "the stage is reached", 60)
+        eventually(reached, "the stage is reached")
     struck = send(pid, number)
     if name == "SIGSTOP":
         stop_for(pid, stopped)

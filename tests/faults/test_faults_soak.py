@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 from face_restore_shared import connection
-from harness import FaultHome, Tell
-from worker_process import RawClient, eventually
+from harness import FaultHome, Tell, eventually
+from worker_process import RawClient
 
 SIZES = [(64, 48), (320, 240), (800, 600), (1600, 1200), (3000, 2000)]
 WARM = 200  # jobs before memory and descriptors are looked at
@@ -166,7 +166,7 @@ def spawn(home: FaultHome) -> psutil.Process:
     command = [sys.executable, str(Path(__file__).with_name("soak_worker.py")), "--quiet"]
     process = subprocess.Popen(command, env=home.environment(OMP_NUM_THREADS="1"))
     home.processes.append(process)
-    eventually(lambda: home.listening() == process.pid, "the worker listens", 120)
+    eventually(lambda: home.listening() == process.pid, "the worker listens")
     return psutil.Process(process.pid)
 
 
@@ -191,7 +191,7 @@ def soak(home: FaultHome, process: psutil.Process, jobs: int, warm: int) -> tupl
     before = settled(process, seconds)
     tallies += drive(home, 8, jobs - warm, 100)
     after = settled(process, seconds)
-    times = [float(line) for line in watching.communicate("", timeout=60)[0].split()]
+    times = [float(line) for line in watching.communicate("", timeout=120)[0].split()]
     for tally in tallies:
         assert not tally.disorder and not tally.errors, tally
         assert tally.results + tally.cancelled + tally.lost == tally.sent
