@@ -63,7 +63,8 @@ conference's photograph of 1927 with at most one false, and the astronaut's.
 * Mostly men, mostly white, formally dressed, frontal or nearly so: women, children, darker skin,
   headgear, profiles and strong expressions were rarely or never seen in training. What the teacher
   misses or takes for a face, this student tends to miss or take for one as well.
-* Faces below some 12 px, upside down or turned by more than 45 degrees are not looked for.
+* Faces below some 12 px, upside down or turned by more than 45 degrees are not looked for; those
+  of 12 and 13 px are, but rarely seen.
 * Scenes were composed: few real photographs were measured, and no public benchmark.
 """
 

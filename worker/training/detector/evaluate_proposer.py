@@ -100,11 +100,11 @@ def alone(net: PreparedProposer, scenes: list[tuple[Image, Truths]]) -> dict[str
 
 
 def large_scene(maker: SmallFaces, rng: np.random.Generator) -> Image:
-    """1,536 x 2,048: nine tiles of different layouts beside each other, lightly degraded."""
+    """1,024 x 1,536: six tiles of different layouts beside each other, lightly degraded."""
     rows = []
-    for _ in range(3):
+    for _ in range(2):
         row = []
-        for _ in range(4):
+        for _ in range(3):
             maker.truths = []
             kind = rng.random()
             make = maker.group if kind < 0.3 else maker.small if kind < 0.8 else maker.backdrop
@@ -138,6 +138,7 @@ def searches(
         hit = matched(guided, full)
         extra += int((~matched(full, guided)).sum())
         total += len(guided)
+        print(f"{name}: {len(full)} full, {int(hit.sum())} of them guided", file=sys.stderr)
         for face, found in zip(full, hit, strict=True):
             low = max((b for b in (12, 14, 18, 24, 36, 60, 100) if b <= face.height), default=12)
             entry = counts.setdefault(f"from {low} px", [0, 0])
@@ -155,7 +156,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="the proposer's weights")
     parser.add_argument("--threshold", type=float, default=0.4)
     parser.add_argument("--scenes", type=int, default=120, help="of 512 px, for it alone")
-    parser.add_argument("--search", type=int, default=6, help="of 3 megapixels, for the search")
+    parser.add_argument("--search", type=int, default=6, help="of 1.6 megapixels, for the search")
     parser.add_argument("--portraits", type=int, default=250)
     parser.add_argument("--seed", type=int, default=1928)
     args = parser.parse_args()
