@@ -54,7 +54,6 @@ class GpenCuda:
 
     Attributes:
         operations: the fused operations in use.
-        recorded: whether faces run as one CUDA graph.
         size: S.
 
     Loading warms everything up: kernels are compiled, cuDNN's algorithms are chosen (by its
@@ -79,10 +78,14 @@ class GpenCuda:
             )
             self._result = torch.empty(0)
             self.operations = operations or choose_operations(self.device, dtype)
-            self._run: Callable[[], None] = self._forward
-            self.recorded = False
+            self._replay: Callable[[], None] | None = None
             if self.device.type == "cuda":
                 self._warm_up(graph)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether faces run as one CUDA graph."""
+        return self._replay is not None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -117,6 +120,9 @@ class GpenCuda:
         self._run()
         return self._result.clone()  # the next face overwrites it
 
+    def _run(self) -> None:
+        (self._replay or self._forward)()
+
     def _forward(self) -> None:
         self._result = self._layers.run(self._picture, self.operations)
 
@@ -141,7 +147,7 @@ class GpenCuda:
         if not error <= _AGREE[self.dtype]:
             log.warning("The CUDA graph is not used: its result is off by %.2g.", error)
             return
-        self._run, self.recorded = replay, True
+        self._replay = replay
 
     def _prove(self) -> None:
         """At full size, fused and plain operations must agree, else the plain ones are used."""
@@ -201,7 +207,7 @@ class Layers:
         convs: list[StyledConv] = [generator.conv1, *generator.convs]
         self.weights = []
         for index, layer in enumerate(convs):
-            weight = unit_weight(layer)
+            weight = unit_weight(layer, device)
             self.weights.append(self._weight(weight.transpose(0, 1) if index % 2 else weight))
         self.biases = [layer.activate.bias.detach().to(device) for layer in convs]
         self.gains = [layer.noise.weight.detach().to(device) for layer in convs]

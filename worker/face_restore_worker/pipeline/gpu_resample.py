@@ -47,10 +47,11 @@ def sample(
     rows = max(1, _CHUNK // max(1, width))
     # fp64: a position far from the origin needs its fraction to more digits than fp32 has left.
     x = torch.arange(width, device=image.device, dtype=torch.float64)
+    (a, b, c), (d, e, f) = to_image.tolist()
     for top in range(0, height, rows):
         y = torch.arange(top, min(top + rows, height), device=image.device, dtype=torch.float64)
-        columns = to_image[0, 0] * x[None, :] + (to_image[0, 1] * y + to_image[0, 2])[:, None]
-        lines = to_image[1, 0] * x[None, :] + (to_image[1, 1] * y + to_image[1, 2])[:, None]
+        columns = a * x[None, :] + (b * y + c)[:, None]
+        lines = d * x[None, :] + (e * y + f)[:, None]
         out[:, top : top + len(y)] = _gather(image, columns, lines, kernel, border)
     return out
 

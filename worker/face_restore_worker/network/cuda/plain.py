@@ -7,13 +7,20 @@ rows, so that no fp32 copy of a whole level ever exists.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from face_restore_worker.network.cuda.layers import Feature, Rgb, Styled, empty_nhwc, nhwc
-from face_restore_worker.network.primitives import SLOPE, SQRT2, blur, upsample_rgb
+from face_restore_worker.network.primitives import (
+    SLOPE,
+    SQRT2,
+    conv2d,
+    fir_kernel,
+    upsample_rgb,
+)
 
 _STRIP_VALUES = 1 << 22
 
@@ -52,7 +59,7 @@ def blur_feature(feature: Feature, dtype: torch.dtype) -> Tensor:
     activated = empty_nhwc(like, feature.channels, height, width)
     for rows in _strips(height, width * feature.channels):
         activated[:, :, rows] = activate_feature(feature, rows)
-    return nhwc(blur(activated, padding=2))
+    return nhwc(_blur(activated, 2, 1.0))
 
 
 def finish_up(t: Tensor, feature: Feature, styled: Styled) -> Tensor:
@@ -66,7 +73,7 @@ def finish_up(t: Tensor, feature: Feature, styled: Styled) -> Tensor:
     Returns:
         (1, 2 C, H, W) in the type of ``t``, channels_last.
     """
-    return _side_by_side(blur(t, padding=1, gain=4.0), feature, styled, None)[0]
+    return _side_by_side(_blur(t, 1, 4.0), feature, styled, None)[0]
 
 
 def finish_conv(
@@ -118,6 +125,17 @@ def _side_by_side(
         if styled.style is not None:
             out[:, :, rows] = both * styled.style.view(1, -1, 1, 1)
     return out, colour
+
+
+def _blur(x: Tensor, padding: int, gain: float) -> Tensor:
+    """``primitives.blur`` with a filter that is kept: a graph cannot record it being sent."""
+    weight = _fir(x.shape[1], gain, x.dtype, x.device)
+    return conv2d(x, weight, padding=padding, groups=x.shape[1])
+
+
+@lru_cache(maxsize=64)
+def _fir(channels: int, gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return fir_kernel(channels, gain, torch.empty(0, dtype=dtype, device=device))
 
 
 def _leaky(x: Tensor) -> Tensor:

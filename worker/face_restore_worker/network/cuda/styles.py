@@ -56,7 +56,7 @@ class StyleNetwork:
         self._widths = [layer.conv.modulation.bias.numel() for layer in layers]
         self._outs = [layer.conv.weight.shape[1] for layer in layers[: self._convs]]
         self._pick = _padding_index(self._widths, device)
-        norms = [_norms(layer) for layer in layers[: self._convs]]
+        norms = [_norms(layer, device) for layer in layers[: self._convs]]
         wide, tall = max(self._widths), max(self._outs)
         self._squares = torch.zeros((self._convs, tall, wide), device=device)
         self._gains = torch.zeros((self._convs, tall), device=device)
@@ -103,15 +103,16 @@ class StyleNetwork:
         return [*dense, *self._modulation, self._pick, self._squares, self._gains, self._rgb]
 
 
-def unit_weight(layer: StyledConv) -> Tensor:
-    """V (O, I, k, k) fp32: each output's weights scaled to norm 1."""
-    weight = layer.conv.weight.detach()[0] * layer.conv.scale
-    return weight / _norms(layer)[1].view(-1, 1, 1, 1)
+def unit_weight(layer: StyledConv, device: torch.device) -> Tensor:
+    """V (O, I, k, k) fp32 on a device: each output's weights scaled to norm 1."""
+    weight = layer.conv.weight.detach()[0].to(device) * layer.conv.scale
+    return weight / _norms(layer, device)[1].view(-1, 1, 1, 1)
 
 
-def _norms(layer: StyledConv | ToRgb) -> tuple[Tensor, Tensor]:
+def _norms(layer: StyledConv | ToRgb, device: torch.device) -> tuple[Tensor, Tensor]:
     """q (O, I) and n (O,): squared weights summed over the kernel, and each output's norm."""
-    squares = (layer.conv.weight.detach()[0] * layer.conv.scale).square().sum(dim=(2, 3))
+    weight = layer.conv.weight.detach()[0].to(device)
+    squares = (weight * layer.conv.scale).square().sum(dim=(2, 3))
     return squares, squares.sum(dim=1).sqrt().clamp_min(_TINY)
 
 
