@@ -8,7 +8,7 @@ import pytest
 from face_restore_shared.errors import FaceRestoreError
 from face_restore_worker.bench import variants
 from face_restore_worker.bench.children import Child, ChildFailed
-from face_restore_worker.bench.network import NetworkBench, Row, plan
+from face_restore_worker.bench.network import NetworkBench, Row, needed, plan
 from face_restore_worker.bench.variants import Variant, own, peers
 from face_restore_worker.bench.weights import Weights, random_state
 from face_restore_worker.checkpoints.gpen import write_gpen_safetensors
@@ -89,13 +89,16 @@ def test_batches_fit_into_memory_beside_our_own() -> None:
     mine, batches = plan(chosen, 24, 2048)
     assert [v.key for v in mine] == ["fp32", "bf16"] and len(batches) > 1
     for batch in batches:
-        assert sum(0.5 + v.gigabytes for v in batch) <= 0.8 * 24 - 5 or len(batch) == 1
+        assert needed([*mine, *batch], 2048) <= 24
     together = [v.key for batch in batches for v in batch]
     assert together == [v.key for v in chosen[2:]]
     # Where nothing fits, each is tried by itself; a small network always fits.
     assert [len(batch) for batch in plan(chosen, 1, 2048)[1]] == [1] * 5
     assert len(plan(chosen, 24, 256)[1]) == 1
     assert plan([own("fp32")], 24, 2048)[1] == [[]]
+    # Only one computes at a time: what others keep counts, and the largest peak above that.
+    first, second = Variant("a", "a", peak=5.0, kept=1.0), Variant("b", "b", peak=3.0, kept=2.0)
+    assert needed([first, second], 2048) == pytest.approx(2 * 0.3 + 3 + 4)
 
 
 def test_ratios_are_of_batches_that_were_shared() -> None:

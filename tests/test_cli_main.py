@@ -40,7 +40,14 @@ def modules_after(tmp_path: Path, *arguments: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["restore", "--help"], ["--version"], ["status"], ["worker", "status"]],
+    [
+        ["--help"],
+        ["restore", "--help"],
+        ["--version"],
+        ["bench", "--help"],
+        ["status"],
+        ["worker", "status"],
+    ],
 )
 def test_quick_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     assert modules_after(tmp_path, *arguments) & HEAVY == set()

@@ -7,14 +7,12 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from face_restore_shared.errors import FaceRestoreError
 
-#: What libgomp does where nothing is set. This project's own workers let waiting threads sleep;
-#: others are timed as their users run them.
-_USUAL_WAITING = {"GOMP_SPINCOUNT": "300000"}
 _LOG_LINES = 5
 
 
@@ -27,16 +25,18 @@ class ChildFailed(FaceRestoreError):
 class Child:
     """A process that holds one variant. A context manager.
 
-    job: what ``child.main`` takes. log: the file for what it prints. usual_waiting: whether its
-    threads wait as libgomp's usually do. busy: processor seconds it had used at its last answer.
+    job: what ``child.main`` takes. log: the file for what it prints. more: for its environment.
+    busy: processor seconds it had used at its last answer.
     """
 
-    def __init__(self, job: dict[str, Any], log: Path, usual_waiting: bool = False) -> None:
+    def __init__(
+        self, job: dict[str, Any], log: Path, more: Mapping[str, str] | None = None
+    ) -> None:
         from face_restore_worker.client.launch import environment
 
         self.busy = 0.0
         self._log = log
-        environ = environment() | (_USUAL_WAITING if usual_waiting else {})
+        environ = environment() | dict(more or {})
         job = job | {"spawned": time.time()}
         command = [sys.executable, "-P", "-m", "face_restore_worker.bench.child", json.dumps(job)]
         with log.open("wb") as stream:

@@ -18,14 +18,15 @@ class Variant:
 
     key: names it between the processes. label: for people.
     warm_up: calls after the first one until it runs at its steady speed.
-    gigabytes: about its peak memory for one 2048 face on a processor, to keep within memory.
+    peak, kept: about its memory in GB during and between 2048 faces on a processor, to plan with.
     needs: packages that must be importable. onnx: whether it reads the exported network.
     """
 
     key: str
     label: str
     warm_up: int = 0
-    gigabytes: float = 2.0
+    peak: float = 1.9
+    kept: float = 1.1
     needs: tuple[str, ...] = ()
     onnx: bool = False
 
@@ -51,20 +52,20 @@ def peers(name: str, device: str) -> list[Variant]:
     exporter = ("onnxscript",)
     if name == "onnxruntime":
         label = "ONNX Runtime, CUDA, fp32" if kind == "cuda" else "ONNX Runtime, fp32"
-        return [Variant(name, label, 2, 8.5, ("onnxruntime", *exporter), onnx=True)]
+        return [Variant(name, label, 2, 8.5, 8.5, ("onnxruntime", *exporter), onnx=True)]
     if name == "openvino":
         needs = ("openvino", *exporter)
         return [
-            Variant("openvino-f32", "OpenVINO, f32", 1, 4.0, needs, onnx=True),
-            Variant("openvino-default", "OpenVINO, its default", 1, 3.0, needs, onnx=True),
+            Variant("openvino-f32", "OpenVINO, f32", 1, 4.0, 4.0, needs, onnx=True),
+            Variant("openvino-default", "OpenVINO, its default", 1, 3.0, 3.0, needs, onnx=True),
         ]
     if name == "eager":
-        return [Variant(name, f"the authors' way, eager, {eager}", 0, 6.5)]
+        return [Variant(name, f"the authors' way, eager, {eager}", 0, 6.6, 0.9)]
     if name == "compile":
         mode = "max-autotune, " if kind == "cuda" else ""
-        return [Variant(name, f"torch.compile of the reference, {mode}{eager}", 2, 5.0)]
+        return [Variant(name, f"torch.compile of the reference, {mode}{eager}", 2, 5.0, 1.5)]
     if name == "reference":
-        return [Variant(name, f"the readable reference network, {eager}", 0, 2.7)]
+        return [Variant(name, f"the readable reference network, {eager}", 0, 2.8, 0.9)]
     raise FaceRestoreError(
         f"--compare knows no {name!r}.", hint=f"It takes {', '.join(PEERS)}.", code="usage"
     )

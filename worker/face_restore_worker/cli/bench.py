@@ -61,12 +61,27 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="PART,...",
         help="network, job, start (default: all)",
     )
+    _add_network_options(parser)
+    parser.add_argument(
+        "--rounds", type=_rounds, default=5, metavar="N", help="measurements of each (default 5)"
+    )
+    _add_job_options(parser)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON document")
+    form.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    parser.add_argument("--quiet", "-q", action="store_true", help="no progress")
+    return parser
+
+
+def _add_network_options(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", help="an installed GPEN's id or a file")
     which.add_argument(
         "--size", type=int, choices=SIZES, help="random weights of GPEN-BFR of this size"
     )
-    parser.add_argument("--device", type=settings.device_name, default="auto")
+    parser.add_argument(
+        "--device", type=settings.device_name, default="auto", help="auto, cpu, cuda or cuda:1"
+    )
     parser.add_argument(
         "--precision",
         type=_words(PRECISIONS),
@@ -77,9 +92,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--compare", type=_words(PEERS), default=[], metavar="WHAT,...", help="see below"
     )
     settings.add_threads_option(parser)
-    parser.add_argument(
-        "--rounds", type=_rounds, default=5, metavar="N", help="measurements of each (default 5)"
-    )
+
+
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--megapixels",
         type=_numbers,
@@ -94,11 +109,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="N,...",
         help="faces in them (default 1,5)",
     )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON document")
-    form.add_argument("--markdown", action="store_true", help="print Markdown tables")
-    parser.add_argument("--quiet", "-q", action="store_true", help="no progress")
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
