@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import zmq
 from face_restore_shared import connection, wire, zmtp_frames
 from face_restore_shared.connection import USERNAME
+from face_restore_shared.zmtp import ZmtpClient
 from face_restore_worker.client import launch
 from face_restore_worker.server import zap
 from worker_process import FAKE, RawClient, Worker, eventually, state, untouched_worker
@@ -249,6 +251,26 @@ def test_the_same_bytes_do_work_where_they_may(tmp_path: Path) -> None:
         where = worker.connection
         converse(where, [*_login(where.token), _shutdown()], 30)
         eventually(lambda: worker.process.poll() is not None, "the shutdown")
+
+
+def test_a_client_that_goes_away_in_the_middle_of_a_burst(worker: Worker) -> None:
+    """Found by fuzzing: libzmq ended the worker where its unread messages were followed by a PING.
+
+    The worker is stopped meanwhile, so that it meets all of it at once.
+    """
+    where = worker.connection
+    data = wire.encode_header("status", "1", {})
+    message = zmtp_frames.encode_header(len(data)) + data
+    for _ in range(5):
+        with ZmtpClient("127.0.0.1", where.port, USERNAME, where.token) as client:
+            worker.process.send_signal(signal.SIGSTOP)
+            try:
+                client._send_all(message * 40 + zmtp_frames.ping(1.0) + message)
+                client.close()
+            finally:
+                worker.process.send_signal(signal.SIGCONT)
+        with worker.raw() as other:
+            assert state(other) == "ready"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets another process's limit")

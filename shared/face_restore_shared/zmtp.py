@@ -26,6 +26,7 @@ from face_restore_shared.zmtp_frames import (
 Buffer = bytes | bytearray | memoryview
 Frame = bytes | bytearray
 
+_TIME_TO_LIVE = 30.0  # seconds of silence after which the worker may take us for gone
 _SMALL = 64 * 1024  # frames up to this are gathered into one send
 _SLICE = 4 * 1024 * 1024  # one send() of a large body
 _LARGE = 256 * 1024  # bodies above are read into memory of their own
@@ -293,8 +294,8 @@ class ZmtpClient:
                 raise PeerLost(f"Nothing was heard from the worker for {self._patience:g} seconds.")
             if now >= self._next_ping:
                 self._next_ping = now + self._heartbeat
-                # No time to live: a program that is busy elsewhere for a while is not gone.
-                self._send_all(wire.ping(0.0))
+                # A program that is busy elsewhere for a while is not gone; a frozen one is.
+                self._send_all(wire.ping(_TIME_TO_LIVE))
                 if silent_since is None:
                     self._unanswered_since = now
             until += [self._next_ping]

@@ -16,10 +16,11 @@ from face_restore_worker.server.zap import DOMAIN
 
 log = logging.getLogger(__name__)
 
-RECEIVE_HWM = 4
+# libzmq 4.3.5 ends the whole process (assertion !_io_error) when it has stopped reading from a
+# client because this many messages wait, the client goes away, and then a PING is due or is found
+# among what it sent. So: more than any client sends at once, and no PINGs of the worker's own.
+RECEIVE_HWM = 1000
 SEND_HWM = 256
-HEARTBEAT_MS = 3000
-HEARTBEAT_TIMEOUT_MS = 15000
 HANDSHAKE_MS = 5000
 LINGER_MS = 1000
 MOST_HELD = 1000
@@ -54,8 +55,6 @@ class Transport:
             zmq.MAXMSGSIZE: wire.MAX_FRAME,
             zmq.RCVHWM: RECEIVE_HWM,
             zmq.SNDHWM: SEND_HWM,
-            zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
-            zmq.HEARTBEAT_TIMEOUT: HEARTBEAT_TIMEOUT_MS,
             zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
             zmq.PLAIN_SERVER: 1,
             zmq.ZAP_DOMAIN: DOMAIN,
