@@ -1,0 +1,38 @@
+"""What the user is told about a search that was kept short."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from face_restore_shared.options import DetectOptions
+from face_restore_worker import Restorer
+from face_restore_worker.pipeline.detect import FaceDetector
+from marker_faces import MarkerNetwork
+
+from tests.natural import Identity
+
+PICTURE = np.full((2000, 3000, 3), 90, np.uint8)  # flat: passed over at once
+
+
+def notes(monkeypatch: pytest.MonkeyPatch, budget: float, options: DetectOptions) -> list[str]:
+    finder = FaceDetector(MarkerNetwork(), budget=budget, name="Slow")
+    restorer = Restorer(network=Identity(64), device="cpu")
+    monkeypatch.setattr(restorer._models, "detector", lambda name="auto": finder)
+    return restorer.restore(PICTURE, detect=options).notes
+
+
+def test_faces_too_small_for_the_budget_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = notes(monkeypatch, 2.1, DetectOptions())
+    assert any("Slow looked for faces from about 60 pixels only" in note for note in told)
+
+
+@pytest.mark.parametrize(
+    ("budget", "options"),
+    [(60.0, DetectOptions()), (2.1, DetectOptions(min_face=50)),
+     (2.1, DetectOptions(region=(0, 0, 400, 300)))],
+    ids=["cheap enough", "not asked for", "a region"],
+)  # fmt: skip
+def test_a_full_search_is_no_news(
+    monkeypatch: pytest.MonkeyPatch, budget: float, options: DetectOptions
+) -> None:
+    assert not any("looked for faces" in note for note in notes(monkeypatch, budget, options))
