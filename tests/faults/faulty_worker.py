@@ -4,7 +4,7 @@ Environment:
     FAULT_ERRNO: "CALL:ERRNO:NAME[:AFTER]", several with spaces: from call number AFTER (0) on,
         CALL (open, fsync, flock, replace, truncate, write) of a file whose path holds NAME fails
         with this error.
-    FAULT_HOLD: "imported", "locked" or "bound": the start halts there for five seconds.
+    FAULT_HOLD: "imported", "locked" or "bound": the start halts there for FAULT_SECONDS (5).
     FAULT_PROTOCOL: the protocol version this worker speaks.
     FAULT_CLOCK: the wall clock jumps by a day, forth and back, whenever it is looked at.
 
@@ -78,7 +78,7 @@ def hold(where: str) -> None:
     """Halt here when FAULT_HOLD says so."""
     if os.environ.get("FAULT_HOLD") == where:
         _trace(f"held {where} {os.getpid()}")
-        time.sleep(5)
+        time.sleep(float(os.environ.get("FAULT_SECONDS", "5")))
 
 
 class FaultyEngine(FakeEngine):

@@ -107,7 +107,7 @@ def test_commands_at_once_share_one_worker(home: FaultHome, tell: Tell) -> None:
 
 def test_a_rival_that_dies_is_replaced(home: FaultHome, tell: Tell) -> None:
     """A start that made way for another worker takes over when that one dies."""
-    first = home.worker(ready=False, FAULT_HOLD="locked")
+    first = home.worker(ready=False, FAULT_HOLD="locked", FAULT_SECONDS="600")
     eventually(lambda: "held locked" in home.trace, "it has the lock")
     command = home.cli("worker", "start")
     eventually(lambda: len(home.our_processes()) >= 3, "the command has started another")
