@@ -24,7 +24,7 @@ def interpret(*arguments: str) -> int:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "interpreted_kernels.py", "-p", "no:cacheprovider",
-         "-p", "no:xdist", "--strict-markers", *arguments],
+         "-p", "no:xdist", "--strict-markers", "-o", "timeout=1800", *arguments],
         cwd=HERE,
         env=environment | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -36,6 +36,7 @@ def interpret(*arguments: str) -> int:
     return int(summary[1])
 
 
+@pytest.mark.timeout(1800)  # the interpreter is slow, and a busy machine slower
 def test_interpreted_kernels_equal_their_twins() -> None:
     assert interpret("-v", "-m", "not slow") >= 13
 
@@ -98,6 +99,7 @@ def check(name: str, ptx: str) -> None:
     assert ".local" not in ptx, f"{name} spills"
 
 
+@pytest.mark.timeout(1800)
 def test_a_kernel_compiles_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     check("finish_conv_kernel", compiled("finish_conv_kernel", 86))
