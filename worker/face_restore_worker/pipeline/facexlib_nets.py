@@ -159,22 +159,20 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(
             f"There is no model file at {str(path)!r}.", hint="Check the path.", code="no-file"
         )
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-        if len(head) == 9 and head[8:9] == b"{":
-            from safetensors.torch import load_file
+    from face_restore_worker.checkpoints.safetensors_file import read_safetensors
+    from face_restore_worker.checkpoints.sniff import Kind, sniff
+    from face_restore_worker.checkpoints.torch_file import read_torch
 
-            return load_file(path)
-        import torch
-
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    kind = sniff(path)
+    if kind is Kind.SAFETENSORS:
+        return read_safetensors(path)
+    if kind is Kind.ONNX:
         raise CheckpointError(
-            f"{path.name!r} cannot be read as a model file: {error}",
-            hint="Download it again; it may be incomplete or something else under this name.",
-            code="unreadable",
-        ) from error
+            f"{path.name!r} is an ONNX model; this network is loaded from .pth or .safetensors.",
+            hint="Use the file published for this network.",
+            code="wrong-network",
+        )
+    content = read_torch(path, kind)
     for key in ("state_dict", "params_ema", "params"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
