@@ -33,9 +33,9 @@ def build(key: str, weights: Path, onnx: Path | None, device: str, threads: int)
     if key in ("eager", "reference", "compile"):
         return _plain(key, weights, device)
     assert onnx is not None
-    if key == "onnxruntime":
+    if key.startswith("onnxruntime"):
         return _onnxruntime(onnx, device, threads)
-    return _openvino(onnx, threads, exact=key == "openvino-f32")
+    return _openvino(onnx, threads, exact=key.startswith("openvino-f32"))
 
 
 def _plain(key: str, weights: Path, device: str) -> Call:
@@ -96,15 +96,28 @@ def _openvino(onnx: Path, threads: int, exact: bool) -> Call:
     return lambda x: torch.from_numpy(compiled(x.numpy())[0])
 
 
-def export(weights: Path, onnx: Path) -> None:
-    """Write the network as ONNX with PyTorch's exporter (the older one fails on this network)."""
+def export(weights: Path, onnx: Path, form: str) -> None:
+    """Write the network as ONNX with PyTorch's exporter (the older one fails on this network).
+
+    form: "authors", as exports of their code are, or "tidy", this project's readable network,
+    whose graph suits other programs better.
+    """
     import torch
 
+    from face_restore_worker.bench.authors_eager import AuthorsGpen
     from face_restore_worker.checkpoints.gpen import read_gpen_state
     from face_restore_worker.network.gpen import build_gpen
 
+    class Authors(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = AuthorsGpen(architecture, state)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network.compute(x)
+
     state, architecture = read_gpen_state(weights)
-    network = build_gpen(architecture, state)
+    network = Authors() if form == "authors" else build_gpen(architecture, state)
     example = torch.zeros(1, 3, architecture.size, architecture.size)
     with torch.no_grad():
         torch.onnx.export(
@@ -122,13 +135,12 @@ def export(weights: Path, onnx: Path) -> None:
 
 def version(key: str) -> str:
     """The version of what a variant runs on, "" where it is torch itself."""
-    package = {"onnxruntime": "onnxruntime", "openvino-f32": "openvino"}
-    package["openvino-default"] = "openvino"
-    if key not in package:
+    package = key.partition("-")[0]
+    if package not in ("onnxruntime", "openvino"):
         return ""
     from importlib import metadata
 
-    for name in (package[key], "onnxruntime-gpu"):
+    for name in (package, "onnxruntime-gpu"):
         try:
             return metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -89,7 +89,7 @@ def main() -> int:
     """Serve until standard input ends. sys.argv[1]: the job as JSON.
 
     It holds key, weights, onnx ("" or a path), device, threads, size, spawned (time.time() of the
-    parent); or {"export": path, "weights": path}.
+    parent); or {"export": path, "weights": path, "form": "authors" or "tidy"}.
     """
     # Libraries print: what they print must not get between the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
@@ -97,7 +97,7 @@ def main() -> int:
     job = json.loads(sys.argv[1])
     try:
         if "export" in job:
-            builders.export(Path(job["weights"]), Path(job["export"]))
+            builders.export(Path(job["weights"]), Path(job["export"]), job["form"])
             _say(answers, {})
             return 0
         holder = Holder(job)

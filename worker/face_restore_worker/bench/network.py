@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +138,7 @@ class NetworkBench:
         import psutil
 
         rows = {variant.key: Row(variant) for variant in variants}
-        onnx = self._export() if any(v.onnx for v in variants) else None
+        onnx = {form: self._export(form) for form in {v.onnx for v in variants} if form}
         free = psutil.virtual_memory().available / 1e9
         own, batches = plan(variants, free, self._weights.size)
         self._others = Others()
@@ -154,13 +154,13 @@ class NetworkBench:
         self._compare([rows[variant.key] for variant in variants])
         return list(rows.values()), self._others.share()
 
-    def _export(self) -> Path | None:
+    def _export(self, form: str) -> Path | None:
         """The network as ONNX; None when that fails, which each variant that needs it will say."""
-        self._tell("Exporting the network to ONNX")
-        onnx = self._folder / "network.onnx"
-        job = {"export": str(onnx), "weights": str(self._weights.path)}
+        self._tell(f"Exporting the network to ONNX ({form})")
+        onnx = self._folder / f"network-{form}.onnx"
+        job = {"export": str(onnx), "weights": str(self._weights.path), "form": form}
         try:
-            with Child(job, self._folder / "export.log") as child:
+            with Child(job, self._folder / f"export-{form}.log") as child:
                 child.ready()
         except ChildFailed as error:
             self._tell(f"The export failed: {error.message}")
@@ -168,14 +168,18 @@ class NetworkBench:
         return onnx
 
     def _open(
-        self, variants: Sequence[Variant], rows: dict[str, Row], onnx: Path | None, stack: ExitStack
+        self,
+        variants: Sequence[Variant],
+        rows: dict[str, Row],
+        onnx: Mapping[str, Path | None],
+        stack: ExitStack,
     ) -> dict[str, Child]:
         """Start each variant, let it reach its steady speed, keep its first output."""
         children = {}
         for variant in variants:
             row = rows[variant.key]
             try:
-                children[variant.key] = self._start(variant, row, onnx, stack)
+                children[variant.key] = self._start(variant, row, onnx.get(variant.onnx), stack)
             except FaceRestoreError as error:
                 row.why = error.message
                 self._tell(f"{variant.label}: {error.message}")

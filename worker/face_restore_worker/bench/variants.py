@@ -9,7 +9,15 @@ from importlib import util
 
 from face_restore_shared.errors import FaceRestoreError
 
-PEERS = ("onnxruntime", "openvino", "eager", "compile", "reference")
+PEERS = (
+    "onnxruntime",
+    "onnxruntime-tidy",
+    "openvino",
+    "openvino-tidy",
+    "eager",
+    "compile",
+    "reference",
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,8 @@ class Variant:
     key: names it between the processes. label: for people.
     warm_up: calls after the first one until it runs at its steady speed.
     peak, kept: about its memory in GB during and between 2048 faces on a processor, to plan with.
-    needs: packages that must be importable. onnx: whether it reads the exported network.
+    needs: packages that must be importable. onnx: the form of the exported network that it reads
+        (see `builders.export`), "" when it reads none.
     """
 
     key: str
@@ -28,7 +37,7 @@ class Variant:
     peak: float = 1.9
     kept: float = 1.1
     needs: tuple[str, ...] = ()
-    onnx: bool = False
+    onnx: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,14 +59,18 @@ def peers(name: str, device: str) -> list[Variant]:
     kind = device.partition(":")[0]
     eager = "fp16" if kind == "cuda" else "fp32"
     exporter = ("onnxscript",)
-    if name == "onnxruntime":
-        label = "ONNX Runtime, CUDA, fp32" if kind == "cuda" else "ONNX Runtime, fp32"
-        return [Variant(name, label, 2, 8.5, 8.5, ("onnxruntime", *exporter), onnx=True)]
-    if name == "openvino":
+    program, _, form = name.partition("-")
+    more = ", given our tidied graph" if form else ""
+    tail, form = (f"-{form}", form) if form else ("", "authors")
+    if program == "onnxruntime":
+        label = f"ONNX Runtime, {'CUDA, ' if kind == 'cuda' else ''}fp32{more}"
+        return [Variant(name, label, 2, 8.5, 8.5, ("onnxruntime", *exporter), form)]
+    if program == "openvino":
         needs = ("openvino", *exporter)
+        default = f"OpenVINO, its default{more}"
         return [
-            Variant("openvino-f32", "OpenVINO, f32", 1, 4.0, 4.0, needs, onnx=True),
-            Variant("openvino-default", "OpenVINO, its default", 1, 3.0, 3.0, needs, onnx=True),
+            Variant(f"openvino-f32{tail}", f"OpenVINO, f32{more}", 1, 4.0, 4.0, needs, form),
+            Variant(f"openvino-default{tail}", default, 1, 3.0, 3.0, needs, form),
         ]
     if name == "eager":
         return [Variant(name, f"the authors' way, eager, {eager}", 0, 6.6, 0.9)]

@@ -34,8 +34,9 @@ they take the same time.
 
 --compare times the same network elsewhere, in the same run: onnxruntime, openvino (at f32 and at
 its default), eager (written as GPEN's authors write it), compile (torch.compile of the reference)
-and reference (this project's readable network). The first two need `pip install onnxruntime
-openvino onnxscript`; what is missing is said.
+and reference (this project's readable network). The first two get an export of the authors' form,
+as published files are; onnxruntime-tidy and openvino-tidy one of our readable network, which suits
+them better. They need `pip install onnxruntime openvino onnxscript`; what is missing is said.
 
 examples:
   face-restore bench
