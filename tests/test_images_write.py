@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import resource
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -238,10 +239,11 @@ def _left_over(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel's own refusal to let a file grow, as a quota or a full disk gives it."""
     noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3)).astype(np.uint8)
     source = save_pillow(tmp_path / "a.png", noise)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # nor half of a compiled module
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:

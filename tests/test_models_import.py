@@ -297,6 +297,7 @@ def test_an_error_while_writing_leaves_nothing(
 
 _LIMITED = """
 import resource, signal, sys
+sys.dont_write_bytecode = True  # the limit would leave halves of compiled modules
 from face_restore_worker.errors import ModelError
 from face_restore_worker.models.importer import import_file
 from face_restore_worker.models.store import ModelStore

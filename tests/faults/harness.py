@@ -72,7 +72,9 @@ class FaultHome:
     def environment(self, **more: str) -> dict[str, str]:
         """For processes of this home."""
         roots = os.pathsep.join([str(ROOT / "worker"), str(ROOT / "shared")])
-        return {**os.environ, **self.variables, "PYTHONPATH": roots, **more}
+        # A file size limit would leave halves of compiled modules for all later tests.
+        own = {"PYTHONPATH": roots, "PYTHONDONTWRITEBYTECODE": "1"}
+        return {**os.environ, **self.variables, **own, **more}
 
     def worker(self, *options: str, ready: bool = True, **env: str) -> subprocess.Popen[bytes]:
         """A worker process; when `ready`, it listens on return."""

@@ -257,8 +257,8 @@ class NetworkBench:
         key = next((k for k in plain if k in done), None)
         if key is None or len(done) < 2:
             return
-        wanted = np.load(self._output(done[key])).astype(np.float64)
+        wanted = np.load(self._output(done[key]), allow_pickle=False).astype(np.float64)
         for row in done.values():
             if row.variant.key != key:
-                found = np.load(self._output(row))
+                found = np.load(self._output(row), allow_pickle=False)
                 row.error = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
