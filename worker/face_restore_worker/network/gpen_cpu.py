@@ -108,6 +108,8 @@ class GpenCpu:
         Raises:
             MemoryError: there is too little memory for the planes.
         """
+        # Strips of a picture with its three channels beside each other convert slowly.
+        x = x.contiguous()
         out = huge_pages(x.numel(), torch.float32).view(x.shape)
         with self._one_at_a_time, StripPool() as pool:
             for face, result in zip(x.split(1), out.split(1), strict=True):

@@ -29,6 +29,7 @@ Network = Callable[["torch.Tensor"], "torch.Tensor"]
 Load = Callable[[str, str], Network]
 
 LOCAL_SIZE = 512  # crop of the built-in restorer
+_ROWS = 128
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -154,17 +155,20 @@ def run_network(network: Network, crop: Float32, device: str) -> Float32 | None:
 
     with torch.inference_mode(), _deterministic():
         x = torch.from_numpy(np.ascontiguousarray(crop)).to(device)
-        x = ((x - 0.5) / 0.5).permute(2, 0, 1)[None]
+        x = x.permute(2, 0, 1).contiguous().sub_(0.5).div_(0.5)[None]
         y = network(x)
         if tuple(y.shape) != tuple(x.shape):
             raise ModelError(
                 f"The network turned {tuple(x.shape)} into {tuple(y.shape)}.",
                 hint="A restoring network keeps the shape of its input.",
             )
-        if not bool(torch.isfinite(y).all()):
+        if not all(bool(torch.isfinite(edge)) for edge in torch.aminmax(y)):
             return None
-        y = (y[0].float() * 0.5 + 0.5).clamp_(0, 1).permute(1, 2, 0)
-        result: Float32 = y.contiguous().cpu().numpy()
+        shown = torch.empty(crop.shape, device=y.device)
+        # A few rows at a time, which stay in the cache.
+        for rows, part in zip(shown.split(_ROWS), y[0].split(_ROWS, dim=1), strict=True):
+            rows.copy_(part.permute(1, 2, 0)).mul_(0.5).add_(0.5).clamp_(0, 1)
+        result: Float32 = shown.cpu().numpy()
     return result
 
 
