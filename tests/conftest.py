@@ -9,5 +9,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def messages_reach_the_root_logger() -> None:
-    """A worker keeps its messages to itself; one set up in this process must not in other tests."""
-    logging.getLogger("face_restore_worker").propagate = True
+    """Workers and fuzz targets in this process keep messages to themselves: not in other tests."""
+    logger = logging.getLogger("face_restore_worker")
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
