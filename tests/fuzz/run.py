@@ -53,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("target", choices=["all", *TARGETS])
     p.add_argument("--seconds", type=int, default=30, help="for each target (default 30)")
     p.add_argument("--jobs", type=int, default=2, help="targets at a time (default 2)")
+    p.add_argument(
+        "--seed", type=int, default=0, help="begin with these inputs every time (default: others)"
+    )
     p.add_argument("--corpus", type=Path, help="folder to keep what was found interesting in")
     p.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
     p.add_argument("--input", type=Path, help="run this one input, without atheris")
@@ -75,7 +78,7 @@ def _end() -> NoReturn:
     os._exit(77)
 
 
-def fuzz(name: str, seconds: int, corpus: Path, findings: Path) -> None:
+def fuzz(name: str, args: argparse.Namespace, corpus: Path, findings: Path) -> None:
     """Run one target in this process; libFuzzer ends it."""
     import atheris
 
@@ -110,7 +113,9 @@ def fuzz(name: str, seconds: int, corpus: Path, findings: Path) -> None:
 
     findings.mkdir(parents=True, exist_ok=True)
     options = [
-        f"-max_total_time={seconds}",
+        f"-max_total_time={args.seconds}",
+        f"-seed={args.seed}",
+        "-reload=0",
         f"-max_len={MAX_INPUT}",
         "-timeout=1000000",  # seconds: a slow machine is no finding
         "-rss_limit_mb=0",  # counted for each input instead
@@ -138,8 +143,10 @@ def watch(name: str, args: argparse.Namespace) -> tuple[str, int, str]:
     with corpus_folder(args.corpus, name) as corpus:
         command = [sys.executable, str(HERE / "run.py"), name, "--here"]
         command += ["--seconds", str(args.seconds), "--corpus", str(corpus)]
-        command += ["--findings", str(args.findings)]
+        command += ["--findings", str(args.findings), "--seed", str(args.seed)]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if args.seed:
+            env["PYTHONHASHSEED"] = "0"
         try:
             done = subprocess.run(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True,
@@ -176,7 +183,7 @@ def main() -> int:
         print("atheris is not installed: it has packages for x86-64 Linux and Python 3.11 to 3.13")
         return 2
     if args.here:
-        fuzz(args.target, args.seconds, args.corpus, args.findings)
+        fuzz(args.target, args, args.corpus, args.findings)
         return 0
     names = list(TARGETS) if args.target == "all" else [args.target]
     failed = 0

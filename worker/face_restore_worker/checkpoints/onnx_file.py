@@ -227,7 +227,10 @@ class Graph:
             if shape is None:
                 raise self.problem(f"the value of {name[:80]!r} depends on the picture")
             # Only a Shape asks for this one: any array of the inferred shape does.
-            value = np.broadcast_to(np.float64(0), shape)
+            try:
+                value = np.broadcast_to(np.float64(0), shape)
+            except ValueError as error:  # more elements than can be counted
+                raise self.problem(f"the size of {name[:80]!r} cannot be") from error
         return value
 
     def _check_tensors(self, graph: Any) -> None:
