@@ -218,3 +218,26 @@ def test_onnx_operands_of_wrong_kinds(tmp_path: Path) -> None:
             read_onnx(path)
         with pytest.raises(CheckpointError):
             load_gpen(path)
+
+
+def test_onnx_tensors_of_unusual_types_and_sizes(tmp_path: Path) -> None:
+    """Found by fuzzing: the onnx package itself fails on packed types of sizes beside a zero."""
+    for kind, dims in [
+        (TensorProto.UINT4, [2, 2**62, 0]),
+        (TensorProto.FLOAT, [2, 2**62, 0]),
+        (TensorProto.FLOAT, [-1]),
+        (TensorProto.INT4, [2, 3]),
+        (TensorProto.FLOAT8E4M3FN, [2, 3]),
+        (TensorProto.STRING, [2]),
+        (99, [2, 3]),
+    ]:
+        path = _onnx(tmp_path / "model.onnx", [helper.make_node("Identity", ["w"], ["y"])])
+        model = onnx.load(path)
+        model.graph.initializer.append(TensorProto(name="w", data_type=kind, dims=dims))
+        model.graph.initializer[0].raw_data = bytes(6)
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(CheckpointError) as refusal:
+            read_onnx(path).constant("y")
+        assert "'w'" in str(refusal.value)
+        with pytest.raises(CheckpointError):
+            load_gpen(path)

@@ -30,6 +30,10 @@ DAMAGE = (
     *(ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError),
     RuntimeError,  # numpy's word for too many dimensions
 )
+#: TensorProto.DataType of plain numbers. FLOAT8 to FLOAT4 and INT4 are quantised weights.
+_ELEMENTS = dict.fromkeys((1, 10, 11, 16), "floating") | dict.fromkeys(
+    (2, 3, 4, 5, 6, 7, 9, 12, 13), "whole"
+)
 _SMALL = 64  # elements of constants that are kept once computed
 _INTERMEDIATE = 32  # results of the largest size that one evaluation may hold together
 _AGAIN = "Choose another export, or the model's .pth file."
@@ -276,18 +280,24 @@ def tensor_array(path: Path, tensor: Any) -> Array:
     Raises:
         CheckpointError: sizes do not fit, or quantised values.
     """
-    from onnx import TensorProto, numpy_helper
+    from onnx import numpy_helper
 
     dims = list(tensor.dims)
-    if any(n < 0 for n in dims) or math.prod(dims) > MAX_ONNX or tensor.data_location == 1:
+    # Each for itself, too: beside a zero any number has a product that looks small.
+    if any(not 0 <= n <= MAX_ONNX for n in dims) or math.prod(dims) > MAX_ONNX:
         raise truncated(path, f"the tensor {tensor.name[:80]!r} has the shape {dims[:8]}")
+    if tensor.data_location == 1:
+        raise truncated(path, f"the values of the tensor {tensor.name[:80]!r} lie in another file")
+    kind = _ELEMENTS.get(tensor.data_type)
+    if kind is None:
+        what = f"is an ONNX model whose tensor {tensor.name[:80]!r} has values of an unusual type"
+        raise fail(path, f"{what} ({tensor.data_type}): quantised, or texts", _AGAIN, "onnx")
     try:
         value = np.asarray(numpy_helper.to_array(tensor))
-    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+    except DAMAGE as error:
         reason = str(error).split("\n", 1)[0][:120]
         raise truncated(path, f"the tensor {tensor.name[:80]!r}: {reason}") from error
-    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-    return value.astype(np.float64) if tensor.data_type in floats else value
+    return value.astype(np.float64) if kind == "floating" else value
 
 
 def _node(path: Path, index: int, proto: Any) -> Node:
