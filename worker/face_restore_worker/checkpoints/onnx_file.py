@@ -133,8 +133,8 @@ class Graph:
         values: dict[str, Array | None] = {**self._small, **feeds}
         held = 0
         for node in self._needed(name, values):
-            inputs = [self._value(values, n) if n else None for n in node.inputs]
             try:
+                inputs = [self._value(values, n) if n else None for n in node.inputs]
                 with elements_at_most(self._largest):
                     result = evaluate_op(node.op, inputs, node.attributes)
                 values[node.output] = result
