@@ -259,6 +259,44 @@ def test_faces_that_cannot_be_saved_are_told_before_the_work(
     assert (folder / "b-face1-before.png").read_bytes() != b"precious"
 
 
+def test_faces_of_a_killed_run_are_not_lost(
+    tmp_path: Path, painter: Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are there before the result, which says that a picture is done; going on keeps them."""
+    folder, faces = album(tmp_path, 2), tmp_path / "faces"
+    command = [folder, "-o", tmp_path / "out", "--save-faces", faces]
+
+    def killed(*_: object, **__: object) -> list[str]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("face_restore_worker.cli.outputs.write_result", killed)
+        assert run(*command) == 130
+    assert sorted(p.name for p in faces.iterdir())[0] == "0-face1-after.png"
+    before = {p: p.stat().st_mtime_ns for p in faces.iterdir()}
+    assert run(*command) == 0
+    assert len(list(faces.iterdir())) == 12 and len(list((tmp_path / "out").iterdir())) == 2
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    # What is not this picture's stays: neither replaced nor taken for done.
+    (faces / "0-face1-after.png").write_bytes(b"precious")
+    (tmp_path / "out" / "0.png").unlink()
+    assert run(*command) == 1
+    assert (faces / "0-face1-after.png").read_bytes() == b"precious"
+    assert not (tmp_path / "out" / "0.png").exists()
+
+
+def test_faces_of_names_that_differ_in_the_extension_alone(
+    tmp_path: Path, painter: Painter
+) -> None:
+    folder, faces = album(tmp_path, 1), tmp_path / "faces"
+    for name in ("0.tif", "0-tif.png"):
+        save_pillow(folder / name, photo())
+    assert run(folder, "-o", tmp_path / "out", "--save-faces", faces) == 0
+    stems = {p.name.partition("-face")[0] for p in faces.iterdir()}
+    assert stems == {"0", "0-tif", "0-tif-2"}
+    assert len(list(faces.iterdir())) == 18
+
+
 def test_json(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]) -> None:
     source = save_pillow(tmp_path / "a.png", photo())
     assert run(source, tmp_path / "no.png", "-o", tmp_path / "out", "--format", "json") == 1

@@ -27,11 +27,16 @@ class UsageError(FaceRestoreError):
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to restore. ``name``: its path below the input folder, for messages."""
+    """One picture to restore.
+
+    name: its path below the input folder, for messages.
+    stem: what the names of its saved faces begin with; no other picture of the folder has it.
+    """
 
     source: Path
     target: Path
     name: str
+    stem: str
 
 
 @dataclass
@@ -77,7 +82,7 @@ def plan(
         raise _nothing_found(inputs, recursive)
     if is_single and not _means_folder(output):
         only = found[0]
-        return Plan([Job(only.source, target, str(only.relative))], False, notes)
+        return Plan([Job(only.source, target, str(only.relative), target.stem)], False, notes)
     if target.exists() and not target.is_dir():
         raise UsageError(
             f"{printable(target)} is a file, but {len(found)} pictures need a folder.",
@@ -226,6 +231,7 @@ def _place(
         relative = item.relative.with_suffix(output_suffix(item.source, extension))
         wanted[_key(relative)].append((item, relative))
     taken = set(wanted)
+    stems: set[str] = set()
     jobs, notes = [], []
     for group in wanted.values():
         kinds = {item.source.suffix.lower() for item, _ in group}
@@ -238,7 +244,8 @@ def _place(
                     f"{printable(item.source)} is written as {printable(name)}, because another "
                     "input has the same name"
                 )
-            jobs.append(Job(item.source, folder / name, str(item.relative)))
+            stem = _free_stem(name, item.relative.parent, stems)
+            jobs.append(Job(item.source, folder / name, str(item.relative), stem))
     order = {item.source: place for place, item in enumerate(found)}
     jobs.sort(key=lambda job: order[job.source])
     return jobs, notes
@@ -255,6 +262,16 @@ def _free_name(item: _Found, relative: Path, taken: set[str], by_kind: bool) -> 
         number += 1
     taken.add(_key(candidate))
     return candidate
+
+
+def _free_stem(name: Path, folder: Path, taken: set[str]) -> str:
+    """The name without extension; with it where a picture beside it differs in that alone."""
+    stem, number = name.stem, 1
+    while _key(folder / stem) in taken:
+        stem = "-".join([name.stem, name.suffix.lstrip("."), *([str(number)] * (number > 1))])
+        number += 1
+    taken.add(_key(folder / stem))
+    return stem
 
 
 def _refuse_inputs(jobs: Sequence[Job]) -> None:

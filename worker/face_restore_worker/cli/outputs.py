@@ -101,7 +101,8 @@ def write_faces(
 ) -> list[str]:
     """Write the aligned faces before and after as PNGs; returns the files' names.
 
-    They are numbered from left to right among the faces restored.
+    They are numbered from left to right among the faces restored. A file that holds the very same
+    already stays: a run that was killed wrote it.
     """
     make_folder(folder)
     bits = 8 if picture.pixels.dtype == np.uint8 else 16

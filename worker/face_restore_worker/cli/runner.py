@@ -193,7 +193,9 @@ class Run:
         if args.save_faces is not None:
             below = Path(job.name).parent if self.plan.is_folder else Path()
             faces_folder = Path(args.save_faces) / below
-            outputs.check_faces(faces_folder, job.target.stem, overwrite=args.overwrite)
+            # In a folder they may be those of a run that was killed before it wrote the result.
+            overwrite = args.overwrite or self.plan.is_folder
+            outputs.check_faces(faces_folder, job.stem, overwrite=overwrite)
         picture = read_image(job.source, max_pixels=args.max_pixels)
         report.notes += picture.notes
         selection = None
@@ -206,6 +208,11 @@ class Run:
         if not report.faces and not args.aligned:
             report.notes += settings.search_limits(args)
         report.notes += _other_size(args.expected_size, outcome)
+        if faces_folder is not None and outcome.patches:
+            # Before the result, whose being there says that the picture is done.
+            outputs.write_faces(
+                picture, outcome.patches, faces_folder, job.stem, overwrite=args.overwrite
+            )
         report.notes += outputs.write_result(
             picture,
             outcome.patches,
@@ -216,10 +223,6 @@ class Run:
         )
         report.output = printable(job.target)
         report.status = "restored" if outcome.patches else "no-face"
-        if faces_folder is not None and outcome.patches:
-            outputs.write_faces(
-                picture, outcome.patches, faces_folder, job.target.stem, overwrite=args.overwrite
-            )
 
     def _work(
         self,

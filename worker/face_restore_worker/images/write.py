@@ -322,8 +322,19 @@ def _finish(
 def write_rgb_png(
     path: Path, rgb: np.ndarray, bits: int, *, source: Path | None = None, overwrite: bool = False
 ) -> None:
-    """Write plain sRGB pixels, (H, W, 3) float in [0, 1], as a PNG of 8 or 16 bits a channel."""
+    """Write plain sRGB pixels, (H, W, 3) float in [0, 1], as a PNG of 8 or 16 bits a channel.
+
+    A file that holds these very bytes already stays as it is.
+    """
     pixels = _quantise(np.asarray(rgb, dtype=np.float32), np.uint8 if bits == 8 else np.uint16)
-    check_target(path, source, overwrite=overwrite)
     data: bytes = _vips_image(pixels, None, Metadata()).pngsave_buffer(compression=6, keep=0)
-    write_parts(path, containers.finish_png(data, None, False), source=source, overwrite=overwrite)
+    parts = [b"".join(containers.finish_png(data, None, False))]
+    if not _holds(path, parts[0]):
+        write_parts(path, parts, source=source, overwrite=overwrite)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return path.stat().st_size == len(data) and path.read_bytes() == data
+    except OSError:
+        return False
