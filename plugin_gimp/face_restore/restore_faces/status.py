@@ -12,12 +12,12 @@ from restore_faces import errors
 from restore_faces.i18n import _
 from restore_faces.job import Conversation
 from restore_faces.starting import sandbox_name
-from restore_faces.worker import Worker
+from restore_faces.worker import REFUSAL_SECONDS, Worker
 
 
 def query(worker: Worker) -> tuple[StatusReply, tuple[ModelInfo, ...]] | None:
     """The running worker's status and models; None when none runs. Starts nothing."""
-    client = worker.connect(timeout=2.0)
+    client = worker.connect(timeout=REFUSAL_SECONDS)
     if client is None:
         return None
     with contextlib.closing(client), Conversation(client) as talk:

@@ -9,8 +9,9 @@ from pathlib import Path
 from face_restore_shared import connection as connection_module
 from face_restore_shared import paths, wire
 from face_restore_shared.connection import USERNAME, Connection
+from face_restore_shared.errors import FaceRestoreError
 from face_restore_shared.zmtp import PeerLost, ZmtpClient
-from face_restore_shared.zmtp_frames import AuthenticationRefused
+from face_restore_shared.zmtp_frames import AuthenticationRefused, ProtocolViolation
 
 from restore_faces.bundled import Paths, read_paths
 from restore_faces.errors import PluginError
@@ -20,6 +21,7 @@ from restore_faces.starting import Requested, Spawned, Start, sandbox_name
 POLL_SECONDS = 0.1
 ATTEMPTS = 3  # the file may be of a worker that was replaced a moment ago
 PING_SECONDS, PATIENCE_SECONDS = 0.5, 2.4
+REFUSAL_SECONDS = 4.0  # Windows takes two to say that nothing listens at a port
 MAX_MESSAGE = 8 << 30
 
 
@@ -59,8 +61,8 @@ class Worker:
     def connect(self, timeout: float = 5.0) -> ZmtpClient | None:
         """A connection to the running worker, None when none runs.
 
-        Raises PluginError (codes "wrong-token", "worker-silent"), ConnectionFileError,
-        wire.ProtocolMismatch.
+        Raises PluginError (codes "wrong-token", "worker-silent", "worker-foreign"),
+        ConnectionFileError, wire.ProtocolMismatch.
         """
         left = ATTEMPTS
         while True:
@@ -71,23 +73,13 @@ class Worker:
             left -= 1
             try:
                 return _open(found, timeout)
-            except AuthenticationRefused as error:
-                if left == 0:
-                    raise PluginError(
-                        _("The worker refused the connection: the token does not fit."),
-                        hint=_("Restart it in a terminal: face-restore worker restart"),
-                        code="wrong-token",
-                    ) from error
-            except PeerLost as error:
-                if self._replaced_or_gone(found):
+            except (AuthenticationRefused, ProtocolViolation, PeerLost) as error:
+                lost = isinstance(error, PeerLost)
+                if _died(found) or (lost and self._replaced_or_gone(found)):
                     return None
                 # One that hung up at once is just ending or was replaced; a silent one is not.
-                if left == 0 or time.monotonic() - began > timeout / 2:
-                    raise PluginError(
-                        _("The worker (process {pid}) does not answer.").format(pid=found.pid),
-                        hint=_("Restart it in a terminal: face-restore worker restart"),
-                        code="worker-silent",
-                    ) from error
+                if left == 0 or (lost and time.monotonic() - began > timeout / 2):
+                    raise _unusable(found, error) from error
             time.sleep(POLL_SECONDS)
 
     def _replaced_or_gone(self, found: Connection) -> bool:
@@ -97,7 +89,7 @@ class Worker:
         if self.find() != found:
             return True
         try:
-            socket.create_connection(("127.0.0.1", found.port), timeout=1.0).close()
+            socket.create_connection(("127.0.0.1", found.port), timeout=REFUSAL_SECONDS).close()
         except ConnectionRefusedError:
             return True
         except OSError:
@@ -137,6 +129,33 @@ class Worker:
                 code="worker-start",
             )  # fmt: skip
         return Spawned(self._settings.worker_command, self.output_file)
+
+
+def _died(found: Connection) -> bool:
+    """Whether the worker of this file has ended for certain: its port may be another's by now.
+
+    A sandbox has process numbers of its own, and not every system tells when a process was born.
+    """
+    if found.born is None or sandbox_name():
+        return False
+    return connection_module.birth(found.pid) != found.born
+
+
+def _unusable(found: Connection, error: FaceRestoreError) -> PluginError:
+    """Why the worker of this file cannot be talked to."""
+    message, code = _("The worker (process {pid}) does not answer."), "worker-silent"
+    if isinstance(error, AuthenticationRefused):
+        message, code = (
+            _("The worker refused the connection: the token does not fit."),
+            "wrong-token",
+        )
+    elif isinstance(error, ProtocolViolation):
+        message, code = _("Another program answers in place of the worker."), "worker-foreign"
+    return PluginError(
+        message.format(pid=found.pid),
+        hint=_("Restart it in a terminal: face-restore worker restart"),
+        code=code,
+    )
 
 
 def _open(found: Connection, timeout: float) -> ZmtpClient:
