@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -120,16 +121,14 @@ def read_stamp(env: Path) -> dict[str, str]:
     return stamp if isinstance(stamp, dict) else {}
 
 
-def works(env: Path, probe: str = PROBE) -> bool:
-    """True when the environment's Python starts and imports what is needed."""
-    python = env_bin(env, "python")
-    if not python.exists():
-        return False
+def flaw(env: Path, probe: str = PROBE) -> str:
+    """Why the environment's Python does not start or import what is needed; "" when it does."""
+    command = [env_bin(env, "python"), "-c", probe]
     try:
-        done = subprocess.run([python, "-c", probe], capture_output=True, timeout=300, cwd=env)
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return done.returncode == 0
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=env)
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return (done.stderr or f"status {done.returncode}") if done.returncode else ""
 
 
 def create_venv(env: Path) -> None:
@@ -142,7 +141,7 @@ def create_venv(env: Path) -> None:
     if done.returncode == 0:
         return
     text = done.stdout + done.stderr
-    package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+    package = "python{}.{}-venv".format(*sys.version_info)
     if "ensurepip" in text and shutil.which("apt-get") and os.geteuid() == 0:
         say(f"this Python has no venv module; installing Debian's {package}")
         subprocess.run(["apt-get", "update", "-qq"])
@@ -252,19 +251,18 @@ def install_torch(env: Path, build: str, index: str | None) -> None:
 def ensure_env(purpose: str, torch_build: str, torch_index: str | None) -> Path:
     """Make the environment for `purpose` whole and return its folder; quick when it is."""
     env, groups = env_dir(), GROUPS[purpose]
-    build = torch_build
-    if build == "auto":
-        build = "cuda" if has_nvidia_gpu() else "cpu"
+    found = "cuda" if has_nvidia_gpu() else "cpu"
+    build = found if torch_build == "auto" else torch_build
     stamp = read_stamp(env)
     # An environment made for more than is asked for now serves as well.
     for kind in ("test", "demo", "install"):
         wider = set(groups) <= set(GROUPS[kind])
         if wider and stamp.get("fingerprint") == fingerprint(GROUPS[kind], build):
-            if works(env):
+            if not flaw(env):
                 return env
             say("the environment is broken: building it anew")
             shutil.rmtree(env, ignore_errors=True)
-    if not works(env, "import pip"):
+    if flaw(env, "import pip"):
         say(f"making a private environment in {env}")
         create_venv(env)
     (env / STAMP).unlink(missing_ok=True)
@@ -272,11 +270,8 @@ def ensure_env(purpose: str, torch_build: str, torch_index: str | None) -> Path:
     install_locked(env, groups)
     install_torch(env, build, torch_index)
     install_project(env)
-    if not works(env):
-        probe = subprocess.run(
-            [env_bin(env, "python"), "-c", PROBE], capture_output=True, text=True
-        )
-        raise SetupError(f"The environment was built but does not work: {probe.stderr[-1500:]}")
+    if why := flaw(env):
+        raise SetupError(f"The environment was built but does not work: {why[-1500:]}")
     record = {"fingerprint": fingerprint(groups, build), "torch": build, "purpose": purpose}
     (env / STAMP).write_text(json.dumps(record), encoding="utf-8")
     return env
@@ -301,10 +296,8 @@ def install_project(env: Path) -> None:
 
 def run(env: Path, *command: str) -> int:
     """Run a program of the environment in the project's folder, its output passed through."""
-    executable = str(env_bin(env, command[0]))
-    return subprocess.run(
-        [executable, *command[1:]], cwd=ROOT if in_checkout() else None
-    ).returncode
+    folder = ROOT if in_checkout() else None
+    return subprocess.run([env_bin(env, command[0]), *command[1:]], cwd=folder).returncode
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -314,39 +307,11 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def test(args: argparse.Namespace) -> int:
-    """Lint, types, tests; every step runs even when an earlier one failed."""
     if not in_checkout():
         raise SetupError("The tests need a checkout of the project.")
-    env = ensure_env("test", args.torch, args.torch_index)
-    steps = [
-        ("lint", ("python", "-m", "ruff", "check", ".")),
-        ("format", ("python", "-m", "ruff", "format", "--check", ".")),
-        ("types", ("python", "-m", "mypy")),
-    ]
-    jobs = str((os.cpu_count() or 2) + 1)  # many tests wait for processes rather than compute
-    marks = ["-m", "slow or not slow"] if args.slow else ["-m", "not slow"]
-    if not args.only_lint:
-        steps.append(("tests", ("python", "-m", "pytest", "-n", jobs, *marks, *args.pytest)))
-    if args.gimp:
-        suite = str(ROOT / "tests" / "gimp" / "run_suite.py")
-        dialog = str(ROOT / "tests" / "gimp" / "run_dialog.py")
-        steps.append((f"GIMP {args.gimp}", ("python", suite, "--gimp", args.gimp)))
-        steps.append((f"GIMP {args.gimp} in a window", ("python", dialog, "--gimp", args.gimp)))
-    if args.fuzz:
-        fuzz = str(ROOT / "tests" / "fuzz" / "run.py")
-        # The same inputs every time: what CI says of a change is about that change.
-        command = ("python", fuzz, "all", "--seconds", str(args.fuzz), "--seed", "1")
-        steps.append(("fuzzing", command))
-    if args.audit:
-        steps.append(("known weaknesses", ("python", str(HERE / "audit.py"))))
-    failed = []
-    for name, command in steps:
-        say(f"{name}: {' '.join(command[2:])}")
-        if run(env, *command) != 0:
-            failed.append(name)
-    if failed:
-        say(f"failed: {', '.join(failed)}")
-    return 1 if failed else 0
+    import checks  # lies in checkouts only
+
+    return checks.run(args, partial(run, ensure_env("test", args.torch, args.torch_index)), say)
 
 
 def launcher_path() -> Path:
@@ -362,9 +327,9 @@ def install(args: argparse.Namespace) -> int:
     launcher.parent.mkdir(parents=True, exist_ok=True)
     if WINDOWS:
         launcher.write_text(f'@"{target}" %*\r\n', encoding="utf-8")
+    elif launcher.exists() and not launcher.is_symlink():
+        raise SetupError(f"{launcher} exists and is not our link; move it away first.")
     else:
-        if launcher.exists() and not launcher.is_symlink():
-            raise SetupError(f"{launcher} exists and is not our link; move it away first.")
         launcher.unlink(missing_ok=True)
         launcher.symlink_to(target)
     say(f"installed: {launcher}")
@@ -381,52 +346,31 @@ def uninstall(args: argparse.Namespace) -> int:
     ours = launcher.is_symlink() and launcher.readlink() == env_bin(env, "face-restore")
     if ours or (WINDOWS and launcher.exists()):
         launcher.unlink()
-    for folder in [env, *([data_dir(), state_dir()] if args.purge else [])]:
+    for folder in (env, *((data_dir(), state_dir()) if args.purge else ())):
         if folder.exists():
             shutil.rmtree(folder)
             say(f"removed {folder}")
-    models = data_dir() / "models"
-    if models.exists():
+    if (models := data_dir() / "models").exists():
         say(f"kept the downloaded models in {models}; --purge removes them too")
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    as_it_is = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=as_it_is)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--torch",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="which build of torch (auto: CUDA where an NVIDIA GPU answers)",
-    )
+    builds, auto = ("auto", "cpu", "cuda"), "which build of torch (auto: CUDA with an NVIDIA GPU)"
+    common.add_argument("--torch", choices=builds, default="auto", help=auto)
     common.add_argument("--torch-index", metavar="URL", help="a further package source for torch")
     commands = top.add_subparsers(dest="command", required=True)
     sub = commands.add_parser("demo", parents=[common], help="restore a real photograph")
     sub.add_argument("--out", help="folder for the pictures (default: demo-output)")
     sub.set_defaults(run=demo)
     sub = commands.add_parser("test", parents=[common], help="lint, types and tests")
-    sub.add_argument(
-        "--gimp",
-        nargs="?",
-        const="3.0",
-        choices=("3.0", "3.2"),
-        help="also run the plug-in in a real GIMP 3, by default 3.0",
-    )
-    sub.add_argument(
-        "--fuzz",
-        nargs="?",
-        const=30,
-        type=int,
-        metavar="SECONDS",
-        help="also fuzz each target, by default for 30 s",
-    )
-    sub.add_argument("--audit", action="store_true", help="also look up known weaknesses")
-    sub.add_argument("--slow", action="store_true", help="also the slow tests")
-    sub.add_argument("--only-lint", action="store_true", help="lint and types only")
-    sub.add_argument("pytest", nargs="*", help="arguments for pytest (after --)")
+    if in_checkout():
+        import checks
+
+        checks.add_options(sub)
     sub.set_defaults(run=test)
     sub = commands.add_parser("install", parents=[common], help="make the command face-restore")
     sub.set_defaults(run=install)

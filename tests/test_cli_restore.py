@@ -7,80 +7,16 @@ worker and models.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from face_restore_shared.errors import FaceRestoreError
 from face_restore_shared.schema import DetectOptions, RestoreOptions
 from face_restore_worker.cli import backend as backends
 from face_restore_worker.cli.main import main
 from face_restore_worker.images.read import read_image
-from face_restore_worker.pipeline.types import Face, RestoreOutcome
-from faces import face_at, patch_at
+from painter import PLACES, Painter, run
 from picture_files import photo, save_pillow, save_png16
-from PIL import Image
-
-PLACES = [(40, 20), (4, 8), (22, 28)]
-
-
-class Painter:
-    """A backend that knows three faces and paints them with one colour."""
-
-    def __init__(self) -> None:
-        self.places = list(PLACES)
-        self.colour = (0.9, 0.1, 0.2)
-        self.calls: list[dict[str, Any]] = []
-        self.before: Callable[[int], None] = lambda number: None
-
-    def __enter__(self) -> Painter:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def close(self) -> None: ...
-
-    def detect(
-        self, image: np.ndarray, options: DetectOptions, selection: np.ndarray | None
-    ) -> tuple[list[Face], str]:
-        self.calls.append({"detect": options, "selection": selection})
-        return [face_at(x, y) for x, y in self.places], "painter"
-
-    def restore(
-        self,
-        image: np.ndarray,
-        *,
-        detect: DetectOptions,
-        restore: RestoreOptions,
-        faces: Sequence[Face] | None,
-        selection: np.ndarray | None,
-        listener: Callable[[str, int, int, float], None],
-    ) -> RestoreOutcome:
-        self.before(sum("restore" in call for call in self.calls))
-        self.calls.append({"restore": restore, "detect": detect, "selection": selection})
-        places = self.places
-        if faces is not None:
-            places = [(int(face.box[0]), int(face.box[1])) for face in faces]
-        for number in range(len(places)):
-            listener("restoring", number + 1, len(places), number / len(places))
-        aligned = 32 if restore.return_aligned else 0
-        patches = [
-            patch_at(x, y, self.colour, strength=restore.strength, aligned=aligned)
-            for x, y in places
-        ]
-        return RestoreOutcome(
-            patches,
-            [patch.face for patch in patches],
-            "painter-1",
-            "the painter",
-            "painter",
-            "easel",
-            ["paint is wet"],
-            {"restoring": 0.5},
-        )
 
 
 @pytest.fixture
@@ -88,10 +24,6 @@ def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
     made = Painter()
     monkeypatch.setattr(backends, "open_backend", lambda args, tell: made)
     return made
-
-
-def run(*arguments: object) -> int:
-    return main(["restore", *map(str, arguments)])
 
 
 def test_one_picture(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,66 +169,6 @@ def test_layers_take_the_strength_as_opacity(tmp_path: Path, painter: Painter) -
         assert b'opacity="0.6000"' in archive.read("stack.xml")
 
 
-def test_faces_are_saved(tmp_path: Path, painter: Painter) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
-    assert run(source, "-o", tmp_path / "b.png", "--save-faces", tmp_path / "faces") == 0
-    names = sorted(p.name for p in (tmp_path / "faces").iterdir())
-    assert names == [f"b-face{n}-{w}.png" for n in (1, 2, 3) for w in ("after", "before")]
-    assert np.asarray(Image.open(tmp_path / "faces" / "b-face1-after.png")).mean() == 191
-
-
-def test_faces_that_cannot_be_saved_are_told_before_the_work(
-    tmp_path: Path, painter: Painter
-) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
-    (tmp_path / "faces").mkdir()
-    (tmp_path / "faces" / "b-face1-before.png").write_bytes(b"precious")
-    for folder in (tmp_path / "faces", source):
-        assert run(source, "-o", tmp_path / "b.png", "--save-faces", folder) == 1
-        assert not (tmp_path / "b.png").exists() and painter.calls == []
-    folder = tmp_path / "faces"
-    assert run(source, "-o", tmp_path / "b.png", "--save-faces", folder, "--overwrite") == 0
-    assert (folder / "b-face1-before.png").read_bytes() != b"precious"
-
-
-def test_faces_of_a_killed_run_are_not_lost(
-    tmp_path: Path, painter: Painter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are there before the result, which says that a picture is done; going on keeps them."""
-    folder, faces = album(tmp_path, 2), tmp_path / "faces"
-    command = [folder, "-o", tmp_path / "out", "--save-faces", faces]
-
-    def killed(*_: object, **__: object) -> list[str]:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("face_restore_worker.cli.outputs.write_result", killed)
-        assert run(*command) == 130
-    assert sorted(p.name for p in faces.iterdir())[0] == "0-face1-after.png"
-    before = {p: p.stat().st_mtime_ns for p in faces.iterdir()}
-    assert run(*command) == 0
-    assert len(list(faces.iterdir())) == 12 and len(list((tmp_path / "out").iterdir())) == 2
-    assert {p: p.stat().st_mtime_ns for p in before} == before
-    # What is not this picture's stays: neither replaced nor taken for done.
-    (faces / "0-face1-after.png").write_bytes(b"precious")
-    (tmp_path / "out" / "0.png").unlink()
-    assert run(*command) == 1
-    assert (faces / "0-face1-after.png").read_bytes() == b"precious"
-    assert not (tmp_path / "out" / "0.png").exists()
-
-
-def test_faces_of_names_that_differ_in_the_extension_alone(
-    tmp_path: Path, painter: Painter
-) -> None:
-    folder, faces = album(tmp_path, 1), tmp_path / "faces"
-    for name in ("0.tif", "0-tif.png"):
-        save_pillow(folder / name, photo())
-    assert run(folder, "-o", tmp_path / "out", "--save-faces", faces) == 0
-    stems = {p.name.partition("-face")[0] for p in faces.iterdir()}
-    assert stems == {"0", "0-tif", "0-tif-2"}
-    assert len(list(faces.iterdir())) == 18
-
-
 def test_json(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]) -> None:
     source = save_pillow(tmp_path / "a.png", photo())
     assert run(source, tmp_path / "no.png", "-o", tmp_path / "out", "--format", "json") == 1
@@ -318,83 +190,6 @@ def test_json(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[st
     }
 
 
-def album(tmp_path: Path, count: int = 3) -> Path:
-    folder = tmp_path / "album"
-    folder.mkdir()
-    for number in range(count):
-        save_pillow(folder / f"{number}.png", photo())
-    return folder
-
-
-def test_a_folder_goes_on_after_a_bad_picture_and_lists_it(
-    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = album(tmp_path)
-    (folder / "1.png").write_bytes(b"not a picture")
-    assert run(folder, "-o", tmp_path / "out") == 1
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.png", "2.png"]
-    err = capsys.readouterr().err
-    assert "3 pictures: 2 restored, 1 failed." in err
-    assert "plain text" in err.partition("These failed:")[2]
-
-
-def test_a_folder_run_goes_on_where_it_stopped(
-    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = album(tmp_path)
-
-    def interrupt(number: int) -> None:
-        if number == 1:
-            raise KeyboardInterrupt
-
-    painter.before = interrupt
-    assert run(folder, "-o", tmp_path / "out") == 130
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["0.png"]
-    assert "again to go on" in capsys.readouterr().err
-    painter.before = lambda number: None
-    painter.calls.clear()
-    assert run(folder, "-o", tmp_path / "out") == 0
-    assert len(painter.calls) == 2
-    assert "2 restored, 1 done before" in capsys.readouterr().err
-    painter.calls.clear()
-    assert run(folder, "-o", tmp_path / "out", "--overwrite") == 0
-    assert len(painter.calls) == 3
-
-
-def test_a_cancelled_job_ends_the_run_as_ctrl_c_does(tmp_path: Path, painter: Painter) -> None:
-    def cancel(number: int) -> None:
-        raise FaceRestoreError("Cancelled.", code="cancelled")
-
-    painter.before = cancel
-    assert run(album(tmp_path), "-o", tmp_path / "out") == 130
-
-
-def test_outputs_older_than_their_inputs_are_not_replaced(
-    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = album(tmp_path, 1)
-    (tmp_path / "out").mkdir()
-    old = tmp_path / "out" / "0.png"
-    old.write_bytes(b"precious")
-    os.utime(old, (1, 1))
-    assert run(folder, "-o", tmp_path / "out") == 1
-    assert old.read_bytes() == b"precious"
-    assert "--overwrite" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("code", ["model-missing", "checkpoint-unsafe", "licence-declined"])
-def test_an_error_that_meets_all_pictures_stops_the_run(
-    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str], code: str
-) -> None:
-    def fail(number: int) -> None:
-        raise FaceRestoreError("No such model.", hint="Get it.", code=code)
-
-    painter.before = fail
-    assert run(album(tmp_path), "-o", tmp_path / "out") == (4 if "licence" in code else 3)
-    err = capsys.readouterr().err
-    assert "2 not begun" in err and "Get it." in err
-
-
 @pytest.mark.parametrize(("size", "is_told"), [("512", True), ("16", False)])
 def test_a_size_that_is_not_the_checkpoints_is_told(
     tmp_path: Path,
@@ -407,18 +202,6 @@ def test_a_size_that_is_not_the_checkpoints_is_told(
     assert run(source, "-o", tmp_path / "b.png", "--expected-size", size) == 0
     said = "--size 512 has no effect: the checkpoint is of size 16" in capsys.readouterr().err
     assert said == is_told
-
-
-def test_the_input_is_never_overwritten(tmp_path: Path, painter: Painter) -> None:
-    folder = album(tmp_path, 1)
-    source = folder / "0.png"
-    before = source.read_bytes()
-    (tmp_path / "link.png").symlink_to(source)
-    assert run(source, "-o", source, "--overwrite") == 1
-    assert run(source, "-o", tmp_path / "link.png", "--overwrite") == 1
-    assert run(folder, "-o", folder, "--overwrite") == 2
-    assert source.read_bytes() == before
-    assert painter.calls == []
 
 
 def test_an_existing_output_is_refused_before_the_work(tmp_path: Path, painter: Painter) -> None:
