@@ -27,12 +27,14 @@ _EIGHT_BITS = (Gimp.Precision.U8_NON_LINEAR, Gimp.Precision.U8_PERCEPTUAL)
 class Source:
     """A layer's pixels. drawable: where they are read, which may be a filtered copy.
 
-    place: its rectangle in the image. eight_bits: sRGB-encoded 8 bits show all of it.
+    place: the drawable's rectangle in the image, own: the layer's, which filters may enlarge.
+    eight_bits: sRGB-encoded 8 bits show all of it.
     """
 
     layer: Gimp.Layer
     drawable: Gimp.Drawable
     place: Rect
+    own: Rect
     gray: bool
     alpha: bool
     eight_bits: bool
@@ -75,15 +77,44 @@ def opened(image: Gimp.Image, layer: Gimp.Layer) -> Iterator[Source]:
 
 
 def _source(image: Gimp.Image, layer: Gimp.Layer, drawable: Gimp.Drawable) -> Source:
-    _ok, x, y = drawable.get_offsets()
     return Source(
         layer,
         drawable,
-        Rect(x, y, drawable.get_width(), drawable.get_height()),
+        _place(drawable),
+        _place(layer),
         drawable.is_gray(),
         drawable.has_alpha(),
         image.get_precision() in _EIGHT_BITS,
     )
+
+
+def _place(drawable: Gimp.Drawable) -> Rect:
+    _ok, x, y = drawable.get_offsets()
+    return Rect(x, y, drawable.get_width(), drawable.get_height())
+
+
+def follow(image: Gimp.Image, source: Source) -> None:
+    """See what became of the layer meanwhile: GIMP lets the user go on working on the image.
+
+    Where it was moved the result goes along. Raises PluginError when it cannot be told any more
+    where the faces belong.
+    """
+    layer, own = source.layer, source.own
+    there = image.is_valid() and layer.is_valid() and layer.get_image() == image
+    now = _place(layer) if there else None
+    if (
+        now is None
+        or (now.width, now.height) != (own.width, own.height)
+        or (layer.is_gray(), layer.is_indexed()) != (source.gray, False)
+    ):
+        raise PluginError(
+            _(
+                "The layer was removed, resized or converted while its faces were being restored; "
+                "nothing was inserted."
+            ),
+            hint=_("Run the filter again."),
+        )
+    source.place, source.own = source.place.shifted(now.x - own.x, now.y - own.y), now
 
 
 def selection_bounds(image: Gimp.Image) -> Rect | None:

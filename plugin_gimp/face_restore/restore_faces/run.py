@@ -59,12 +59,15 @@ def restore(
                 picture, region = pixels.read(image, source, settings.uses_selection)
                 restored = session.restore(picture, detect, options)
                 del picture
+                pixels.follow(image, source)
                 results.append(_result(source, region, restored, settings))
             except NothingToDo as reason:
                 nothing.append(reason)
         if not results:
             raise _together(nothing)
         bar.show("writing", fraction=1.0)
+        for result in results:
+            pixels.follow(image, result.source)
         made = layers.write(image, results, settings)
     Gimp.progress_end()
     Gimp.displays_flush()
