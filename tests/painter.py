@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from face_restore_shared.schema import DetectOptions, RestoreOptions
 from face_restore_worker.cli.main import main
+from face_restore_worker.client.arrays import DetectOutcome
 from face_restore_worker.pipeline.types import Face, RestoreOutcome
 from faces import face_at, patch_at
 
@@ -20,6 +21,7 @@ class Painter:
     def __init__(self) -> None:
         self.places = list(PLACES)
         self.colour = (0.9, 0.1, 0.2)
+        self.notes: list[str] = []  # of detect
         self.calls: list[dict[str, Any]] = []
         self.before: Callable[[int], None] = lambda number: None
 
@@ -32,9 +34,10 @@ class Painter:
 
     def detect(
         self, image: np.ndarray, options: DetectOptions, selection: np.ndarray | None
-    ) -> tuple[list[Face], str]:
+    ) -> DetectOutcome:
         self.calls.append({"detect": options, "selection": selection})
-        return [face_at(x, y) for x, y in self.places], "painter"
+        faces = [face_at(x, y) for x, y in self.places]
+        return DetectOutcome(faces, "painter", notes=list(self.notes))
 
     def restore(
         self,

@@ -18,7 +18,9 @@ def notes(monkeypatch: pytest.MonkeyPatch, budget: float, options: DetectOptions
     finder = FaceDetector(MarkerNetwork(), budget=budget, name="Slow")
     restorer = Restorer(network=Identity(64), device="cpu")
     monkeypatch.setattr(restorer._models, "detector", lambda name="auto": finder)
-    return restorer.restore(PICTURE, detect=options).notes
+    told = restorer.restore(PICTURE, detect=options).notes
+    assert restorer.search_notes(PICTURE, options) == [n for n in told if "looked for" in n]
+    return told
 
 
 def test_faces_too_small_for_the_budget_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,15 +157,17 @@ def _reports(data: object) -> tuple[FaceReport, ...]:
 @dataclass(frozen=True)
 class DetectResult:
     """Faces found. previews: for each face width and height of its (height, width, 3) uint8
-    preview, one buffer each in this order; empty when none were asked for."""
+    preview, one buffer each in this order; empty when none were asked for. notes: for the user."""
 
     faces: tuple[FaceReport, ...] = ()
     detector: str = ""
     timings: dict[str, float] = field(default_factory=dict)
     previews: tuple[tuple[int, int], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check.text("detector", self.detector)
+        object.__setattr__(self, "notes", tuple(check.texts("notes", self.notes)))
         object.__setattr__(self, "timings", check.seconds("timings", self.timings))
         object.__setattr__(self, "previews", _previews(self.previews))
         if self.previews and len(self.previews) != len(self.faces):
@@ -183,6 +185,7 @@ class DetectResult:
             "detector": self.detector,
             "timings": dict(self.timings),
             "previews": [list(size) for size in self.previews],
+            "notes": list(self.notes),
         }
 
     @classmethod

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from face_restore_shared.schema import DetectOptions, Progress, RestoreOptions
 
+    from face_restore_worker.client.arrays import DetectOutcome
     from face_restore_worker.client.session import WorkerSession
     from face_restore_worker.pipeline.types import Face, RestoreOutcome
 
@@ -24,8 +25,8 @@ class Backend(Protocol):
 
     def detect(
         self, image: np.ndarray, options: DetectOptions, selection: np.ndarray | None
-    ) -> tuple[list[Face], str]:
-        """The faces and the detector's name."""
+    ) -> DetectOutcome:
+        """The faces, the detector's name, and notes for the user."""
         ...
 
     def restore(
@@ -119,10 +120,9 @@ class WorkerBackend:
 
     def detect(
         self, image: np.ndarray, options: DetectOptions, selection: np.ndarray | None
-    ) -> tuple[list[Face], str]:
+    ) -> DetectOutcome:
         self._check_worker()
-        found = self._session.detect(image, options=options, selection=selection)
-        return found.faces, found.detector
+        return self._session.detect(image, options=options, selection=selection)
 
     def restore(
         self,
@@ -176,9 +176,12 @@ class LocalBackend:
 
     def detect(
         self, image: np.ndarray, options: DetectOptions, selection: np.ndarray | None
-    ) -> tuple[list[Face], str]:
+    ) -> DetectOutcome:
+        from face_restore_worker.client.arrays import DetectOutcome
+
         faces = self._restorer.detect(image, options, selection=selection)
-        return faces, self._restorer.detector_name
+        notes = self._restorer.search_notes(image, options)
+        return DetectOutcome(faces, self._restorer.detector_name, notes=notes)
 
     def restore(
         self,

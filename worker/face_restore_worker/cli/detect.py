@@ -74,8 +74,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _one(path: Path, args: argparse.Namespace, backend: Any) -> Any:
+    from face_restore_worker.cli.choice import choose
     from face_restore_worker.cli.outputs import read_selection
-    from face_restore_worker.cli.report import FileReport, face_report, in_order
+    from face_restore_worker.cli.report import FileReport, face_report
     from face_restore_worker.images.names import printable
     from face_restore_worker.images.read import read_image
 
@@ -88,11 +89,12 @@ def _one(path: Path, args: argparse.Namespace, backend: Any) -> Any:
                 Path(args.selection), picture.width, picture.height, args.max_pixels
             )
         options = settings.detect_options(args)
-        faces, report.detector = backend.detect(picture.working(), options, selection)
-        report.notes = picture.notes + ([] if faces else settings.search_limits(args))
-        report.faces = [face_report(i, face) for i, face in enumerate(in_order(faces), 1)]
-        if args.faces.numbers:
-            report.faces = [f for f in report.faces if f["number"] in args.faces.numbers]
+        found = backend.detect(picture.working(), options, selection)
+        report.detector = found.detector
+        report.notes = picture.notes + found.notes
+        report.notes += [] if found.faces else settings.search_limits(args)
+        chosen = choose(found, args, report.name)
+        report.faces = [face_report(number, face) for number, face in chosen.faces.items()]
         report.status = "detected"
     except FaceRestoreError as error:
         report.error = error

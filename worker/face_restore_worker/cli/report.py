@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from face_restore_shared.errors import FaceRestoreError
@@ -14,6 +15,7 @@ from face_restore_shared.version import __version__
 from face_restore_worker.images.names import printable
 
 if TYPE_CHECKING:
+    from face_restore_worker.cli.choice import Choice
     from face_restore_worker.pipeline.types import Face, RestoreOutcome
 
 STATUSES = ("restored", "no-face", "skipped", "failed", "detected")
@@ -78,13 +80,14 @@ def face_report(number: int, face: Face) -> dict[str, Any]:
     }
 
 
-def fill(report: FileReport, outcome: RestoreOutcome) -> None:
-    """Take faces, names and times from an outcome."""
+def fill(report: FileReport, outcome: RestoreOutcome, choice: Choice | None = None) -> None:
+    """Take faces, names and times from an outcome; choice: the faces that were asked for."""
     restored = {patch.face.box.tobytes(): patch for patch in outcome.patches}
     faces = list(outcome.faces)
     known = {face.box.tobytes() for face in faces}
     faces += [p.face for p in outcome.patches if p.face.box.tobytes() not in known]
-    for number, face in enumerate(in_order(faces), 1):
+    numbers = count(1) if choice is None else choice.faces
+    for number, face in zip(numbers, in_order(faces), strict=False):
         entry = face_report(number, face)
         patch = restored.get(face.box.tobytes())
         entry["restored"] = patch is not None
@@ -94,6 +97,9 @@ def fill(report: FileReport, outcome: RestoreOutcome) -> None:
     report.model, report.model_id = outcome.model_name, outcome.model_id
     report.detector, report.device = outcome.detector, outcome.device
     report.notes += outcome.notes
+    if choice is not None:
+        report.detector = choice.detector
+        report.notes += choice.notes
     report.timings = dict(outcome.timings)
 
 
@@ -103,12 +109,12 @@ def sentence(report: FileReport) -> str:
         return f"{report.name}: done before, skipped"
     if report.status == "failed":
         return f"{report.name}: failed"
-    count = sum(1 for face in report.faces if face.get("restored"))
+    restored = sum(1 for face in report.faces if face.get("restored"))
     if report.status == "no-face":
         found = "no face found" if not report.faces else "no face restored"
         return f"{report.name} -> {report.output}: {found}, written unchanged"
     details = ", ".join(text for text in (report.model, report.device) if text)
-    faces = "1 face" if count == 1 else f"{count} faces"
+    faces = "1 face" if restored == 1 else f"{restored} faces"
     return f"{report.name} -> {report.output}: {faces} restored ({details})"
 
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from face_restore_worker.cli.backend import Backend
+    from face_restore_worker.cli.choice import Choice
     from face_restore_worker.cli.progress import ProgressBar
     from face_restore_worker.cli.report import FileReport
-    from face_restore_worker.images.picture import Picture
-    from face_restore_worker.pipeline.types import Face, RestoreOutcome
+    from face_restore_worker.pipeline.types import RestoreOutcome
 
 # Errors that would meet every picture of the run alike, so that going on makes no sense.
 _FATAL = frozenset(
@@ -179,6 +179,7 @@ class Run:
         self, job: Job, backend: Backend, bar: ProgressBar, many: bool, report: FileReport
     ) -> None:
         from face_restore_worker.cli import outputs
+        from face_restore_worker.cli.choice import choose
         from face_restore_worker.cli.report import fill
         from face_restore_worker.images.names import printable
         from face_restore_worker.images.read import read_image
@@ -203,8 +204,12 @@ class Run:
             selection = outputs.read_selection(
                 Path(args.selection), picture.width, picture.height, args.max_pixels
             )
-        outcome = self._work(picture, selection, backend, bar, many, job)
-        fill(report, outcome)
+        image, choice = picture.working(), None
+        if args.faces.numbers:
+            found = backend.detect(image, self.detect_options, selection)
+            choice = choose(found, args, report.name)
+        outcome = self._work(image, choice, selection, backend, bar, many, job)
+        fill(report, outcome, choice)
         if not report.faces and not args.aligned:
             report.notes += settings.search_limits(args)
         report.notes += _other_size(args.expected_size, outcome)
@@ -226,7 +231,8 @@ class Run:
 
     def _work(
         self,
-        picture: Picture,
+        image: np.ndarray,
+        choice: Choice | None,
         selection: np.ndarray | None,
         backend: Backend,
         bar: ProgressBar,
@@ -246,8 +252,6 @@ class Run:
                 bar.note(text)
                 bar.set(min(100, round(100 * fraction)))
 
-        image = picture.working()
-        faces = self._chosen(image, selection, backend, printable(job.source))
         options = self.restore_options
         if job.target.suffix.lower() == ORA:
             options = replace(options, strength=1.0)  # it becomes the layer's opacity
@@ -255,34 +259,10 @@ class Run:
             image,
             detect=self.detect_options,
             restore=options,
-            faces=faces,
+            faces=None if choice is None else list(choice.faces.values()),
             selection=selection,
             listener=listener,
         )
-
-    def _chosen(
-        self, image: np.ndarray, selection: np.ndarray | None, backend: Backend, name: str
-    ) -> list[Face] | None:
-        """The faces that --faces numbers; None when all found are meant."""
-        from face_restore_worker.cli.report import in_order
-
-        numbers = self.args.faces.numbers
-        if not numbers:
-            return None
-        found, _detector = backend.detect(image, self.detect_options, selection)
-        ordered = in_order(found)
-        missing = [number for number in numbers if number > len(ordered)]
-        if missing:
-            count = {0: "no face", 1: "one face"}.get(len(ordered), f"{len(ordered)} faces")
-            limits = [] if ordered else settings.search_limits(self.args)
-            raise ImageError(
-                f"{name} has {count}, so there is no face {missing[0]}.",
-                hint=" ".join(
-                    ["`face-restore detect` shows the faces and their numbers.", *limits]
-                ),
-                code="no-such-face",
-            )
-        return [ordered[number - 1] for number in numbers]
 
     def _tell(self, report: FileReport, bar: ProgressBar) -> None:
         """One line for the picture, then what is remarkable about it (once in a run)."""

@@ -25,12 +25,13 @@ AnyArray = NDArray[Any]
 
 @dataclass(eq=False)
 class DetectOutcome:
-    """Faces found. previews: (h, w, 3) uint8 for each face, when asked for."""
+    """Faces found. previews: (h, w, 3) uint8 for each face, when asked for. notes: for the user."""
 
     faces: list[Face] = field(default_factory=list)
     detector: str = ""
     previews: list[NDArray[np.uint8]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def pack(image: AnyArray, selection: AnyArray | None) -> tuple[ImageSpec, list[AnyArray]]:
@@ -88,7 +89,8 @@ def detect_outcome(result: DetectResult, buffers: list[Buffer]) -> DetectOutcome
         for buffer, (width, height) in zip(buffers, result.previews, strict=True)
     ]
     faces = [_face(report) for report in result.faces]
-    return DetectOutcome(faces, result.detector, previews, dict(result.timings))
+    timings, notes = dict(result.timings), list(result.notes)
+    return DetectOutcome(faces, result.detector, previews, timings, notes)
 
 
 def restore_outcome(result: RestoreResult, buffers: list[Buffer]) -> RestoreOutcome:

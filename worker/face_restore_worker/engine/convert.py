@@ -53,7 +53,7 @@ def face(target: FaceTarget) -> Face:
 
 
 def detect_result(
-    image: AnyArray, faces: list[Face], restorer: Restorer, previews: int
+    image: AnyArray, faces: list[Face], restorer: Restorer, previews: int, notes: list[str]
 ) -> tuple[DetectResult, list[AnyArray]]:
     """The reply to a detect request; previews: long side in pixels, 0 for none."""
     pictures = [preview(image, found, previews) for found in faces] if previews else []
@@ -61,6 +61,7 @@ def detect_result(
         faces=tuple(_report(found) for found in faces),
         detector=restorer.detector_name,
         previews=tuple((picture.shape[1], picture.shape[0]) for picture in pictures),
+        notes=tuple(notes),
     )
     return result, pictures
 

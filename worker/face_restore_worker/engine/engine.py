@@ -104,10 +104,11 @@ class RestorerEngine:
             convert.selection_array(request.image, buffers[1]) if request.selection else None
         )
         if isinstance(request, DetectRequest):
-            restorer, _ = self._restorer(self._model, "auto", request.detect.detector, progress)
+            restorer, note = self._restorer(self._model, "auto", request.detect.detector, progress)
             progress("detecting", 0, 0, 0.0)
             faces = restorer.detect(image, request.detect, selection=selection)
-            return convert.detect_result(image, faces, restorer, request.detect.previews)
+            notes = restorer.search_notes(image, request.detect) + ([note] if note else [])
+            return convert.detect_result(image, faces, restorer, request.detect.previews, notes)
         options = request.restore
         restorer, note = self._restorer(
             self._wanted(options.model), options.precision, request.detect.detector, progress

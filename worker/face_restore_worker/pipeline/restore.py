@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from face_restore_shared.schema import DetectOptions, FaceTarget, RestoreOptions
@@ -22,6 +22,9 @@ from face_restore_worker.pipeline.overlap import overlapped
 from face_restore_worker.pipeline.paste import whole_picture
 from face_restore_worker.pipeline.steps import Job, Progress, Run, Work
 from face_restore_worker.pipeline.types import Face, RestoreOutcome
+
+if TYPE_CHECKING:
+    from face_restore_worker.pipeline.detect import FaceDetector
 
 Image = NDArray[Any]
 Float32 = NDArray[np.float32]
@@ -125,6 +128,13 @@ class Restorer:
             finder = self._models.detector(options.detector)
             return finder.detect(checked_image(image), options, selection)
 
+    def search_notes(self, image: Image, options: DetectOptions | None = None) -> list[str]:
+        """What the user should know of how ``detect`` searches such a picture; mostly nothing."""
+        with self._lock:
+            options = options or DetectOptions()
+            finder = self._models.detector(options.detector)
+            return _search_notes(finder, checked_image(image), options)
+
     def restore(
         self,
         image: Image,
@@ -208,13 +218,7 @@ class Restorer:
         options = options or DetectOptions()
         with run.timed("loading-model"):
             finder = self._models.detector(options.detector)
-        smallest = finder.smallest_searched(picture.shape, options)
-        if smallest > TOLD_FROM * options.min_face:
-            run.outcome.notes.append(
-                f"{finder.name} looked for faces from about {smallest:.0f} pixels only: smaller "
-                "ones would take too long in so large a picture. The light detector or a region "
-                "finds them."
-            )
+        run.outcome.notes += _search_notes(finder, picture, options)
         run.report("detecting", 0.0)
         with run.timed("detecting"):
             found = finder.detect(picture, options, selection)
@@ -239,3 +243,13 @@ class Restorer:
                 continue
             yield Job(index, number, face, matrix)
             index += 1
+
+
+def _search_notes(finder: FaceDetector, picture: Image, options: DetectOptions) -> list[str]:
+    smallest = finder.smallest_searched(picture.shape, options)
+    if smallest <= TOLD_FROM * options.min_face:
+        return []
+    return [
+        f"{finder.name} looked for faces from about {smallest:.0f} pixels only: smaller ones would "
+        "take too long in so large a picture. The light detector or a region finds them."
+    ]
