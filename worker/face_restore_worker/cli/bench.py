@@ -105,7 +105,7 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--faces",
-        type=_numbers,
+        type=_counts,
         default=[1, 5],
         metavar="N,...",
         help="faces in them (default 1,5)",
@@ -227,7 +227,7 @@ def _worker(
             report["start"]["worker"] = times.as_json()
         if "job" in args.part:
             with WorkerClient.connect() as client:
-                kinds = [(mp, int(faces)) for mp in args.megapixels for faces in args.faces]
+                kinds = [(mp, faces) for mp in args.megapixels for faces in args.faces]
                 rows = [job.measure(client, *kind, args.rounds, folder, tell) for kind in kinds]
             report["job"] = {"photographs": [row.as_json() for row in rows]}
     return report
@@ -251,6 +251,14 @@ def _words(known: tuple[str, ...]) -> Callable[[str], list[str]]:
 def _numbers(text: str) -> list[float]:
     """Positive numbers with commas between them."""
     values = [settings.positive(word) for word in text.split(",")]
+    if not all(values):
+        raise argparse.ArgumentTypeError(f"{text!r} holds a zero")
+    return values
+
+
+def _counts(text: str) -> list[int]:
+    """Whole numbers of at least 1 with commas between them."""
+    values = [settings.whole(word) for word in text.split(",")]
     if not all(values):
         raise argparse.ArgumentTypeError(f"{text!r} holds a zero")
     return values

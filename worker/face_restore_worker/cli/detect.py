@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 def _one(path: Path, args: argparse.Namespace, backend: Any) -> Any:
     from face_restore_worker.cli.choice import choose
     from face_restore_worker.cli.outputs import read_selection
-    from face_restore_worker.cli.report import FileReport, face_report
+    from face_restore_worker.cli.report import FileReport, face_report, unforeseen
     from face_restore_worker.images.names import printable
     from face_restore_worker.images.read import read_image
 
@@ -97,7 +97,11 @@ def _one(path: Path, args: argparse.Namespace, backend: Any) -> Any:
         report.faces = [face_report(number, face) for number, face in chosen.faces.items()]
         report.status = "detected"
     except FaceRestoreError as error:
+        if error.code == "cancelled":
+            raise KeyboardInterrupt from error
         report.error = error
+    except (MemoryError, OSError) as error:
+        report.error = unforeseen(error, report.name)
     return report
 
 

@@ -119,7 +119,7 @@ def _collect(
     is_single = len(inputs) == 1
     for text in inputs:
         path = Path(text)
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - does not raise for names too long or closed folders
             is_single = False
             some = _in_folder(path, target, recursive)
             if not some and len(inputs) > 1:
@@ -189,7 +189,7 @@ def _same(one: Path, other: Path | None) -> bool:
 
 def _nothing_found(inputs: Sequence[str], recursive: bool) -> UsageError:
     names = ", ".join(printable(text) for text in inputs)
-    if any(Path(text).is_dir() for text in inputs):
+    if any(os.path.isdir(text) for text in inputs):  # noqa: PTH112
         deeper = not recursive and any(_any_below(Path(text)) for text in inputs)
         return UsageError(
             f"There are no pictures in {names}.",
@@ -277,7 +277,7 @@ def _free_stem(name: Path, folder: Path, taken: set[str]) -> str:
 def _refuse_inputs(jobs: Sequence[Job]) -> None:
     """No output may be any of the inputs."""
     for job in jobs:
-        if job.target.exists() and _same(job.target, job.source):
+        if _same(job.target, job.source):
             raise UsageError(
                 f"The output for {printable(job.source)} would be the input itself.",
                 hint="Give another folder with -o; inputs are never overwritten.",

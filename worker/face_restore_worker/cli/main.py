@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -44,6 +45,7 @@ exit statuses:
 environment:
   FACE_RESTORE_HOME    folder for everything this program keeps
   FACE_RESTORE_MODELS  folder for the models
+  FACE_RESTORE_THREADS  as --threads, for workers that GIMP or `restore` starts
 """
 
 
@@ -94,8 +96,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away, as `| head` does. Nothing more can be printed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return Exit.SOME_FAILED
+    except OSError as error:
+        # What reads and writes pictures and models has sentences of its own; this is the rest, such
+        # as a full disk behind standard output.
+        name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        print(f"face-restore: {name}{error.strerror or error}.", file=sys.stderr)
+        _drop_output()
+        return Exit.CANNOT_WORK
+
+
+def _drop_output() -> None:
+    """Nothing more can be printed: let what still waits in the buffer go nowhere."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: no descriptor behind it, or closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(error: FaceRestoreError) -> None:
@@ -105,7 +120,10 @@ def _say(error: FaceRestoreError) -> None:
 
 
 def _prepare_streams() -> None:
-    """File names of any bytes must not end the program when they are printed."""
+    """Neither file names of any bytes nor closed streams may end the program when it prints."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - for good
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

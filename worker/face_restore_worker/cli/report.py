@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from face_restore_shared.errors import FaceRestoreError
 from face_restore_shared.version import __version__
 
+from face_restore_worker.errors import ImageError
 from face_restore_worker.images.names import printable
 
 if TYPE_CHECKING:
@@ -63,6 +64,21 @@ class FileReport:
                 "hint": self.error.hint,
             }
         return values
+
+
+def unforeseen(error: MemoryError | OSError, name: str) -> ImageError:
+    """The error of one picture for what nothing closer to the cause has put into words.
+
+    name: of the picture, printable.
+    """
+    if isinstance(error, MemoryError):
+        return ImageError(
+            f"{name} does not fit into memory.",
+            hint="Close other programs or scale it down.",
+            code="too-large",
+        )
+    where = "" if error.filename is None else f" ({printable(error.filename)})"
+    return ImageError(f"{name}: {error.strerror or error}{where}.", code="system")
 
 
 def in_order(faces: Sequence[Face]) -> list[Face]:
@@ -148,8 +164,13 @@ def print_json(reports: Sequence[FileReport], left: int = 0) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=True))
 
 
-def print_summary(reports: Sequence[FileReport], left: int) -> None:
-    """How many pictures ended how, and each failure with its reason, on standard error."""
+def print_summary(reports: Sequence[FileReport], left: int, *, quiet: bool = False) -> None:
+    """How many pictures ended how, and each failure with its reason, on standard error.
+
+    quiet: nothing when none failed.
+    """
+    if quiet and all(report.error is None for report in reports):
+        return
     counts = summary(reports, left)
     words = (
         ("restored", "restored"),

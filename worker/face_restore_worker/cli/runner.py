@@ -123,7 +123,7 @@ class Run:
             out.print_json(self.reports, left)
         failed = [report for report in self.reports if report.error is not None]
         if many:
-            out.print_summary(self.reports, left)
+            out.print_summary(self.reports, left, quiet=self.args.quiet)
         elif failed and failed[0].error is not None:
             out.say_error(failed[0].error)
         if fatal is not None and all(report.error is not fatal for report in failed):
@@ -140,7 +140,7 @@ class Run:
 
     def _one(self, job: Job, backend: Backend, bar: ProgressBar, many: bool) -> FileReport:
         """Do one picture; its error, if any, ends up in the report."""
-        from face_restore_worker.cli.report import FileReport
+        from face_restore_worker.cli.report import FileReport, unforeseen
         from face_restore_worker.images.names import printable
 
         report = FileReport(printable(job.source))
@@ -153,13 +153,8 @@ class Run:
             if error.code == "cancelled":
                 raise KeyboardInterrupt from error
             report.status, report.error = "failed", error
-        except MemoryError:
-            report.status = "failed"
-            report.error = ImageError(
-                f"{report.name} does not fit into memory.",
-                hint="Close other programs or scale it down.",
-                code="too-large",
-            )
+        except (MemoryError, OSError) as error:
+            report.status, report.error = "failed", unforeseen(error, report.name)
         self.reports.append(report)
         return report
 

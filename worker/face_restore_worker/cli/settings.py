@@ -47,6 +47,34 @@ def positive(text: str) -> float:
     return value
 
 
+def seconds(text: str) -> float:
+    """A time that the worker takes."""
+    value = positive(text)
+    if value >= 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is longer than 1e9 seconds; --keep is for ever")
+    return value
+
+
+def face_height(text: str) -> float:
+    """A height in pixels that a picture may have."""
+    from face_restore_shared.options import MAX_SIDE
+
+    value = positive(text)
+    if value > MAX_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {MAX_SIDE} pixels")
+    return value
+
+
+def face_count(text: str) -> int:
+    """How many faces may be taken; 0 is no limit."""
+    from face_restore_shared.options import MAX_FACES
+
+    value = whole(text)
+    if value > MAX_FACES:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {MAX_FACES} faces; 0 is no limit")
+    return value
+
+
 def whole(text: str) -> int:
     """A whole number of at least 0; 100M and 1e8 are understood."""
     scale = {"k": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:], 0)
@@ -119,13 +147,13 @@ def add_detection_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--largest", action="store_true", help="the same as --faces largest")
     group.add_argument(
         "--min-face",
-        type=positive,
+        type=face_height,
         default=DEFAULT_MIN_FACE,
         metavar="PIXELS",
         help="leave out faces lower than this (default 12)",
     )
     group.add_argument(
-        "--max-faces", type=whole, default=0, metavar="N", help="take at most the N best faces"
+        "--max-faces", type=face_count, default=0, metavar="N", help="take at most the N best faces"
     )
     group.add_argument(
         "--threshold",
@@ -233,10 +261,22 @@ def restore_options(args: argparse.Namespace) -> RestoreOptions:
 
 
 def model_name(text: str) -> str:
-    """A model's id as given; a file's path made absolute, since the worker runs elsewhere."""
+    """A model's id as given; a file's path made absolute, since the worker runs elsewhere.
+
+    UsageError: its name is no text, so that no message can hold it.
+    """
     path = Path(text).expanduser()
     is_path = os.sep in text or (os.altsep or os.sep) in text or path.suffix.lower() in _MODEL_FILES
-    return os.path.abspath(path) if is_path else text  # noqa: PTH100 - links stay as named
+    name = os.path.abspath(path) if is_path else text  # noqa: PTH100 - links stay as named
+    if any("\ud800" <= c <= "\udfff" for c in name):
+        from face_restore_worker.cli.jobs import UsageError
+        from face_restore_worker.images.names import printable
+
+        raise UsageError(
+            f"The name of the model file {printable(name)} is not valid UTF-8.",
+            hint="Rename the file, or the folder it lies in.",
+        )
+    return name
 
 
 _MODEL_FILES = frozenset({".pth", ".pt", ".safetensors", ".onnx", ".ckpt"})

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from face_restore_worker.cli.exits import Exit
-from face_restore_worker.cli.settings import add_threads_option, device_name, positive
+from face_restore_worker.cli.settings import add_threads_option, device_name, seconds
 
 if TYPE_CHECKING:
     from face_restore_shared.connection import Connection
 
+FOLLOW_SECONDS = 0.3
 _EXAMPLES = """\
 examples:
   face-restore worker start              load the models and keep them loaded
@@ -71,7 +74,7 @@ def _worker_options(parser: argparse.ArgumentParser) -> None:
     unload = parser.add_mutually_exclusive_group()
     unload.add_argument(
         "--idle",
-        type=positive,
+        type=seconds,
         metavar="SECONDS",
         help="let models leave memory after this long (600)",
     )
@@ -205,7 +208,8 @@ def _show(status: Any, found: Connection) -> None:
     if device.memory_total:
         free = f", {show_bytes(device.memory_free)} free" if device.memory_free else ""
         memory = f" ({show_bytes(device.memory_total)}{free})"
-    idle = f"after {show_time(status.idle_unload)}" if status.idle_unload else "never"
+    unload = status.idle_unload
+    idle = "never" if unload is None else f"after {show_time(unload)}"
     rows = (
         ("state", status.state),
         ("device", f"{device.name or device.kind or 'not chosen yet'}{memory}"),
@@ -233,15 +237,32 @@ def _logs(args: argparse.Namespace) -> int:
         with path.open(encoding="utf-8", errors="replace") as file:
             lines = file.readlines()
             print("".join(lines[-args.lines :] if args.lines > 0 else []), end="", flush=True)
-            while args.follow:
-                text = file.read()
-                if text:
-                    print(text, end="", flush=True)
-                time.sleep(0.3)
+            if args.follow:
+                _follow(file, path)
     except FileNotFoundError:
         print(f"There is no log yet ({path}).", file=sys.stderr)
         return Exit.CANNOT_WORK
     return Exit.OK
+
+
+def _follow(file: TextIO, path: Path) -> None:
+    """Print what is added to the log, without end; a log that is rotated is followed into the new.
+
+    file: the log, open; closed here when there is a new one.
+    """
+    while True:
+        try:
+            current = path.stat()
+        except OSError:  # just being rotated, or removed: another will come
+            current = None
+        # Looked at before the last lines are read: whatever was written before the change is there.
+        if text := file.read():
+            print(text, end="", flush=True)
+        if current is not None and not os.path.samestat(os.fstat(file.fileno()), current):
+            file.close()
+            file = path.open(encoding="utf-8", errors="replace")
+            continue
+        time.sleep(FOLLOW_SECONDS)
 
 
 _ACTIONS = {

@@ -1,0 +1,164 @@
+"""The command line where something is unusual: streams, names, numbers, the log, the bench."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from cli_process import Home, wait_for
+from face_restore_shared.schema import DeviceInfo, StatusReply
+from face_restore_worker.cli import backend as backends
+from face_restore_worker.cli.main import main
+from painter import Painter, run
+from picture_files import photo, save_pillow
+
+
+@pytest.fixture
+def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
+    made = Painter()
+    monkeypatch.setattr(backends, "open_backend", lambda args, tell: made)
+    return made
+
+
+def test_a_quiet_folder_run_says_nothing_but_errors(
+    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        save_pillow(folder / name, photo())
+    assert run(folder, "-o", tmp_path / "out", "-q") == 0
+    assert capsys.readouterr() == ("", "")
+    (folder / "c.png").write_bytes(b"")
+    assert run(folder, "-o", tmp_path / "out", "-q") == 1
+    assert "c.png is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["restore", "detect"])
+def test_a_name_too_long_is_a_failed_picture(
+    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    names = [str(save_pillow(tmp_path / "a.png", photo())), "x" * 300 + ".png"]
+    more = ["-o", str(tmp_path / "out")] if command == "restore" else []
+    assert main([command, *names, *more]) == 1
+    said = capsys.readouterr()
+    assert "a.png" in said.out and "name too long" in said.err.lower()
+
+
+@pytest.mark.parametrize("command", ["restore", "detect"])
+def test_too_little_memory_fails_one_picture(
+    tmp_path: Path,
+    painter: Painter,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    import face_restore_worker.images.read as reading
+
+    names = [str(save_pillow(tmp_path / name, photo())) for name in ("a.png", "b.png")]
+    read = reading.read_image
+
+    def too_large(path: Path, **more: int) -> object:
+        if path.name == "a.png":
+            raise MemoryError
+        return read(path, **more)
+
+    monkeypatch.setattr(reading, "read_image", too_large)
+    more = ["-o", str(tmp_path / "out")] if command == "restore" else []
+    assert main([command, *names, *more]) == 1
+    said = capsys.readouterr()
+    assert "a.png does not fit into memory" in said.err and "b.png" in said.out
+
+
+def test_an_output_that_cannot_be_printed_is_a_sentence(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    command = home.command("models", "list")
+    if (device := Path("/dev/full")).exists():
+        with device.open("w") as full:
+            done = subprocess.run(
+                command, env=home.env, stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        assert (done.returncode, done.stderr) == (3, "face-restore: No space left on device.\n")
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    done = subprocess.run(shell, env=home.env, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [
+        ("--max-faces", "1001", "more than 1000 faces"),
+        ("--min-face", "65537", "more than 65536 pixels"),
+    ],
+)
+@pytest.mark.parametrize("command", [["restore", "-o", "b.png"], ["detect"]])
+def test_numbers_the_worker_would_refuse(
+    command: list[str], option: str, value: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "a.png", option, value])
+    assert caught.value.code == 2 and why in capsys.readouterr().err
+
+
+def test_a_model_whose_name_is_no_text(
+    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = save_pillow(tmp_path / "a.png", photo())
+    model = os.fsdecode(os.fsencode(tmp_path) + b"/gpen-\xff.pth")
+    assert run(source, "-o", tmp_path / "b.png", "--model", model) == 2
+    said = capsys.readouterr().err
+    assert "gpen-\\xff.pth is not valid UTF-8" in said and "Rename the file" in said
+
+
+@pytest.mark.parametrize(
+    ("idle", "words"), [(None, "never"), (0.0, "after 0 s"), (600.0, "after 10 min 00 s")]
+)
+def test_status_says_when_models_unload(
+    idle: float | None, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from face_restore_shared.connection import Connection
+    from face_restore_worker.cli.worker import _show
+
+    reply = StatusReply("1", 1, 1, 0.0, DeviceInfo(), "ready", idle_unload=idle)
+    _show(reply, Connection("tcp://127.0.0.1:1", "0" * 64, 1, 1, "1", 0.0, ""))
+    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["models unload"].strip() == words
+
+
+@pytest.mark.parametrize("value", ["1e9", "inf", "-1"])
+def test_an_idle_time_the_worker_would_refuse(
+    value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["worker", "restart", f"--idle={value}"])
+    assert caught.value.code == 2 and "argument --idle" in capsys.readouterr().err
+
+
+def test_logs_are_followed_when_they_are_rotated(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    log = tmp_path / "state" / "logs" / "worker.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("one\n")
+    process = home.start("worker", "logs", "--follow")
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "one\n"
+        with log.open("a") as file:
+            file.write("two\n")
+        log.rename(log.with_name("worker.log.1"))
+        log.write_text("three\n")
+        assert [process.stdout.readline() for _ in range(2)] == ["two\n", "three\n"]
+        wait_for(lambda: process.poll() is None)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_bench_takes_whole_faces_only(capsys: pytest.CaptureFixture[str]) -> None:
+    for faces in ("1.5", "0", "two"):
+        with pytest.raises(SystemExit) as caught:
+            main(["bench", "--faces", faces])
+        assert caught.value.code == 2
+    assert "not a whole number" in capsys.readouterr().err
