@@ -118,6 +118,11 @@ def test_the_mask_is_limited_to_the_layers_alpha() -> None:
     assert blend.limit_to_alpha(mask, b"\xff" * 4) is mask
 
 
+def test_a_mask_becomes_the_alpha() -> None:
+    rgb, mask = array("f", [0.0, 0.25, 0.5, 0.75, 1.0, -2.0]), array("f", [0.5, 1.0])
+    assert list(blend.interleaved(rgb, mask)) == [0.0, 0.25, 0.5, 0.5, 0.75, 1.0, -2.0, 1.0]
+
+
 @pytest.mark.parametrize("offset", [(0, 0), (7, 5), (-9, 11), (30, 0)])
 @pytest.mark.parametrize("count", [2, 3])
 def test_overlaps_look_as_the_workers_own_composite(offset: tuple[int, int], count: int) -> None:

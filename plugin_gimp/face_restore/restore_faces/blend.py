@@ -66,10 +66,20 @@ def cut(values: array[float], width: int, part: Rect, channels: int) -> array[fl
 
 
 def limit_to_alpha(mask: array[float], alpha: bytes) -> array[float]:
-    """The mask times the source's alpha (one byte a pixel): nothing appears where it is clear."""
+    """The mask times the source's alpha or mask (one byte a pixel): nothing appears where the
+    source shows nothing."""
     if alpha.count(b"\xff") == len(alpha):
         return mask
     return array("f", map(operator.mul, mask, map((1 / 255).__mul__, alpha)))
+
+
+def interleaved(rgb: array[float], mask: array[float]) -> array[float]:
+    """Red, green, blue and alpha of each pixel, the mask being the alpha."""
+    rgba = array("f", bytes(16 * len(mask)))
+    for channel in range(3):
+        rgba[channel::4] = rgb[channel::3]
+    rgba[3::4] = mask
+    return rgba
 
 
 def keep_beyond(rgb: array[float], original: array[float]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from face_restore_shared.version import __version__
 from gi.repository import Gimp
 
-from restore_faces.blend import Patch, settle_overlaps
+from restore_faces.blend import Patch, interleaved, settle_overlaps
 from restore_faces.geometry import Rect, union
 from restore_faces.i18n import _
 from restore_faces.options import Settings
@@ -40,9 +40,6 @@ def write(image: Gimp.Image, results: Sequence[Result], settings: Settings) -> l
             image.insert_layer(top, layer.get_parent(), image.get_item_position(layer))
             for position, face in enumerate(faces):
                 image.insert_layer(face, top, position)
-            if settings.mask == "alpha":
-                for face in faces or [top]:
-                    face.remove_mask(Gimp.MaskApplyMode.APPLY)
         tops = [top for top, _faces in built]
         image.set_selected_layers(tops)
     finally:
@@ -75,7 +72,11 @@ def from_left(patches: Sequence[Patch]) -> list[Patch]:
 def _layer(
     image: Gimp.Image, name: str, result: Result, patches: Sequence[Patch], settings: Settings
 ) -> Gimp.Layer:
-    """A layer just large enough for the patches, transparent beside them, masked by theirs."""
+    """A layer just large enough for the patches, transparent beside them, masked by theirs.
+
+    Where the masks are to be its alpha they are written so: applying a layer mask, which GIMP does
+    for inserted layers only, is refused inside of a locked group.
+    """
     frame = union([patch.rect for patch in patches])
     kind = Gimp.ImageType.GRAYA_IMAGE if result.source.gray else Gimp.ImageType.RGBA_IMAGE
     layer = Gimp.Layer.new(
@@ -83,14 +84,19 @@ def _layer(
     )
     place = result.source.place
     layer.set_offsets(place.x + frame.x, place.y + frame.y)
-    mask = layer.create_mask(Gimp.AddMaskType.BLACK)
-    layer.add_mask(mask)
+    mask = None
+    if settings.mask != "alpha":
+        mask = layer.create_mask(Gimp.AddMaskType.BLACK)
+        layer.add_mask(mask)
+        layer.set_edit_mask(False)
     for patch in patches:
         own = patch.rect.shifted(-frame.x, -frame.y)
-        put(layer, own, "R'G'B' float", patch.rgb)
-        # Masks are linear: as Y' a half would become 0.21.
-        put(mask, own, "Y float", patch.mask)
-    layer.set_edit_mask(False)
+        if mask is None:
+            put(layer, own, "R'G'B'A float", interleaved(patch.rgb, patch.mask))
+        else:
+            put(layer, own, "R'G'B' float", patch.rgb)
+            # Masks are linear: as Y' a half would become 0.21.
+            put(mask, own, "Y float", patch.mask)
     _attach(layer, image, result, patches, settings)
     return layer
 

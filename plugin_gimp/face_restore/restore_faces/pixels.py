@@ -191,13 +191,19 @@ def _pixels(source: Source, region: Rect, form: str, pixel_bytes: int) -> bytes 
 def finish(source: Source, patch: Patch) -> None:
     """Fit a patch (in the layer's coordinates) to the layer, in place.
 
-    Colours outside sRGB come back, and nothing is shown where the layer is transparent.
+    Colours outside sRGB come back, and nothing is shown where the layer is transparent or hidden
+    by its mask.
     """
     original = array("f")
     original.frombytes(_get(source.drawable, patch.rect, "R'G'B' float"))
     keep_beyond(patch.rgb, original)
     if source.alpha:
         patch.mask = limit_to_alpha(patch.mask, _get(source.drawable, patch.rect, "A u8"))
+    mask = source.layer.get_mask()
+    if mask is not None and source.layer.get_apply_mask():
+        dx, dy = source.place.x - source.own.x, source.place.y - source.own.y
+        shown = _get(mask, patch.rect.shifted(dx, dy), "Y u8")
+        patch.mask = limit_to_alpha(patch.mask, shown)
 
 
 def _get(drawable: Gimp.Drawable, rect: Rect, form: str) -> bytes:
@@ -207,7 +213,8 @@ def _get(drawable: Gimp.Drawable, rect: Rect, form: str) -> bytes:
 
 def put(drawable: Gimp.Drawable, rect: Rect, form: str, values: array[float]) -> None:
     """Write floats into a drawable of the plug-in's own; rect in the drawable's coordinates."""
-    wanted = rect.width * rect.height * (1 if form.startswith("Y") else 3)
+    channels = {"Y": 1, "R'G'B'": 3, "R'G'B'A": 4}[form.split()[0]]
+    wanted = rect.width * rect.height * channels
     if len(values) != wanted:  # GEGL would only mutter and leave the pixels as they are
         raise ValueError(f"{len(values)} values for {rect} as {form}, not {wanted}")
     area = Gegl.Rectangle.new(rect.x, rect.y, rect.width, rect.height)

@@ -95,6 +95,13 @@ def _result(source: Source, region: pixels.Rect, restored: Restored, settings: S
 
 def _no_face(source: Source, restored: Restored, settings: Settings) -> NothingToDo:
     name = source.layer.get_name()
+    if restored.patches:
+        return NothingToDo(
+            _('The faces of "{layer}" lie where it is transparent or hidden by its mask.').format(
+                layer=name
+            ),
+            hint=_("Show them, or select another layer."),
+        )
     if restored.found and restored.notes:
         return NothingToDo(
             _('No face of "{layer}" could be restored.').format(layer=name),
