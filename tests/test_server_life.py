@@ -155,3 +155,37 @@ def test_the_server_imports_neither_torch_nor_numpy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows does not remove open files")
+def test_a_worker_whose_folder_was_removed_stays_the_only_one(tmp_path: Path) -> None:
+    """It takes its place again; where another was quicker, it ends instead of quarrelling."""
+    import shutil
+
+    from face_restore_shared.connection import Connection
+    from face_restore_worker.server.lock import InstanceLock
+    from face_restore_worker.server.process import _keep_place
+
+    folder = tmp_path / "state"
+    file = folder / "worker.json"
+    first, second = InstanceLock(folder / "lock"), InstanceLock(folder / "lock")
+    one, two = (
+        Connection("tcp://127.0.0.1:1", digit * 64, os.getpid(), 1, "1", 0.0, "") for digit in "12"
+    )
+    reasons: list[str] = []
+    assert first.acquire()
+    shutil.rmtree(folder)
+    _keep_place(file, one, first, reasons.append)
+    assert connection.read(file) == one and not second.acquire()
+
+    shutil.rmtree(folder)
+    assert second.acquire()
+    _keep_place(file, one, first, reasons.append)  # the other has not said yet where it listens
+    assert reasons == [] and connection.read(file) is None
+    connection.write(file, two)
+    _keep_place(file, one, first, reasons.append)
+    assert len(reasons) == 1 and "taken its place" in reasons[0]
+    _keep_place(file, two, second, reasons.append)
+    assert connection.read(file) == two and len(reasons) == 1
+    first.release()
+    second.release()

@@ -45,6 +45,24 @@ class InstanceLock:
             os.write(handle, f"{os.getpid()}\n".encode())
         return True
 
+    def keep(self) -> bool:
+        """Whether this process, which took the lock, has it still.
+
+        Without its file, which somebody may have removed, it keeps nobody away: then it is taken
+        anew, unless another process was quicker. Raises as `acquire`.
+        """
+        assert self._handle is not None
+        try:
+            if os.path.samestat(os.fstat(self._handle), self.path.lstat()):
+                return True
+        except OSError:
+            pass  # it is gone
+        before = self._handle
+        if not self.acquire():
+            return False
+        os.close(before)
+        return True
+
     def holder(self) -> int | None:
         """The process that took the lock last, when the file says so."""
         try:

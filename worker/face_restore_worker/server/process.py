@@ -145,7 +145,7 @@ def _serve(
         engine_factory(args),
         idle=idle,
         log_path=log_path,
-        upkeep=lambda: _keep_file(file, listening),
+        upkeep=lambda: _keep_place(file, listening, lock, server.stop),
     )
     listening = server.bind()
     _handle_signals(server)
@@ -184,6 +184,22 @@ def _announce(file: Path, listening: Connection) -> None:
             hint="Make room on the disk, or set FACE_RESTORE_HOME to another folder.",
             code="connection-file",
         ) from error
+
+
+def _keep_place(
+    file: Path, listening: Connection, lock: InstanceLock, stop: Callable[[str], None]
+) -> None:
+    """Stay the one worker that is found, or end where another has become that.
+
+    Lock and connection file may be removed, with their folder, while this worker runs.
+    """
+    with contextlib.suppress(FaceRestoreError):  # a full or read-only disk: the next time, perhaps
+        if lock.keep():
+            _keep_file(file, listening)
+            return
+        found = connection.read(file)
+        if found is not None and found.token != listening.token:
+            stop(f"another, process {found.pid}, has taken its place")
 
 
 def _keep_file(file: Path, listening: Connection) -> None:
