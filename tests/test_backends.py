@@ -149,6 +149,7 @@ def test_a_network_must_say_its_size_and_keep_shapes(photo: np.ndarray) -> None:
 def test_the_device_has_a_name_and_memory() -> None:
     chosen = choose_device("auto")
     described = describe_device(chosen)
+    assert described["id"] == chosen
     assert described["name"] and described["memory_total"] > described["memory_free"] > 0
     assert choose_precision("auto", "cpu") in ("fp32", "bf16")
     assert choose_precision("fp16", "cpu") == "fp16"

@@ -120,6 +120,37 @@ def test_a_device_that_is_not_there_is_refused_with_the_reason(tmp_path: Path) -
             assert made.run("status").returncode == 3
 
 
+def test_a_restore_on_a_device_that_is_not_there_leaves_no_useless_worker(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    command = ("restore", tmp_path / "a.png", "-o", tmp_path / "b.png")
+    with home(tmp_path) as made:
+        done = made.run(*command, "--device", "cuda:99")
+        assert done.returncode == 3 and "cuda:99 is not there" in done.stderr, done.stderr
+        assert made.run("status").returncode == 3
+        done = made.run(*command)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wish", "kind", "used", "same"),
+    [
+        ("cuda", "cuda", "cuda:0", True),
+        ("cuda:0", "cuda", "cuda", True),
+        ("cuda:1", "cuda", "cuda", False),
+        ("cuda:1", "cuda", "", True),
+        ("cpu", "cuda", "", False),
+        ("mps", "mps", "mps", True),
+    ],
+)
+def test_another_gpu_is_another_device(wish: str, kind: str, used: str, same: bool) -> None:
+    from face_restore_shared.schema import DeviceInfo
+    from face_restore_worker.cli.backend import same_device
+
+    assert same_device(wish, DeviceInfo(kind, id=used)) == same
+
+
 def test_a_running_worker_keeps_its_threads_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,16 +259,17 @@ class RestoreResult:
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """Where the models run. memory_*: bytes, None where unknown."""
+    """Where the models run. memory_*: bytes, None where unknown. id: such as "cuda:1", or ""."""
 
     kind: str = ""
     name: str = ""
     memory_total: int | None = None
     memory_free: int | None = None
+    id: str = ""
 
     def __post_init__(self) -> None:
-        check.text("device.kind", self.kind)
-        check.text("device.name", self.name)
+        for name in ("kind", "name", "id"):
+            check.text(f"device.{name}", getattr(self, name))
         for name in ("memory_total", "memory_free"):
             check.optional(f"device.{name}", getattr(self, name), check.integer, 0, MAX_BYTES)
 

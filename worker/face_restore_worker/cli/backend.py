@@ -10,7 +10,7 @@ from face_restore_shared.errors import FaceRestoreError
 
 if TYPE_CHECKING:
     import numpy as np
-    from face_restore_shared.schema import DetectOptions, Progress, RestoreOptions
+    from face_restore_shared.schema import DetectOptions, DeviceInfo, Progress, RestoreOptions
 
     from face_restore_worker.client.arrays import DetectOutcome
     from face_restore_worker.client.session import WorkerSession
@@ -98,14 +98,9 @@ class WorkerBackend:
         from face_restore_shared import paths
 
         status = self._session.client().status()
-        kind, models = status.device.kind, paths.shown(paths.models_dir())
-        if self._device != "auto" and kind and kind != self._device.partition(":")[0]:
-            raise FaceRestoreError(
-                f"The running worker uses {kind}, not {self._device}.",
-                hint=f"Run: face-restore worker restart --device {self._device} "
-                "(or add --no-worker).",
-                code="usage",
-            )
+        models = paths.shown(paths.models_dir())
+        if self._device != "auto":
+            self._check_device()
         if status.models_dir and status.models_dir != models:
             self._tell(
                 f"note: The running worker takes its models from {status.models_dir}, not from "
@@ -117,6 +112,27 @@ class WorkerBackend:
                 f"To change that: face-restore worker restart --threads {self._threads}"
             )
         self._checked = True
+
+    def _check_device(self) -> None:
+        """Whether the worker uses the device asked for; one started here that cannot is ended.
+
+        It would be of no use to the next command, which may want another device.
+        """
+        status = self._session.client().wait_until_loaded()
+        device = status.device
+        if self._started and status.problem and not device.kind:
+            from face_restore_worker.client import launch
+
+            self.close()
+            launch.stop()
+            raise FaceRestoreError(status.problem, code="device")
+        if device.kind and not same_device(self._device, device):
+            raise FaceRestoreError(
+                f"The running worker uses {device.id or device.kind}, not {self._device}.",
+                hint=f"Run: face-restore worker restart --device {self._device} "
+                "(or add --no-worker).",
+                code="usage",
+            )
 
     def detect(
         self, image: np.ndarray, options: DetectOptions, selection: np.ndarray | None
@@ -201,6 +217,14 @@ class LocalBackend:
             selection=selection,
             progress=listener,
         )
+
+
+def same_device(wish: str, device: DeviceInfo) -> bool:
+    """Whether ``wish`` (cpu, cuda, cuda:N, mps) names the device; "cuda" is its first GPU."""
+    if not device.id:  # an older worker does not say which
+        return wish.partition(":")[0] == device.kind
+    first = {"cuda": "cuda:0"}
+    return first.get(wish, wish) == first.get(device.id, device.id)
 
 
 def open_backend(args: Any, tell: Callable[[str], None]) -> Backend:

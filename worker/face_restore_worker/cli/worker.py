@@ -150,8 +150,7 @@ def _require_work(args: argparse.Namespace, found: Connection) -> None:
     if args.device in (None, "auto") and args.model is None:
         return
     with WorkerClient.connect(found) as client:
-        while (status := client.status()).state in ("starting", "loading"):
-            time.sleep(launch.POLL_SECONDS)
+        status = client.wait_until_loaded()
     if status.problem:
         launch.stop()
         raise FaceRestoreError(

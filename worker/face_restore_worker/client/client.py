@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 PULSE_LIMIT = 3.0
 PATIENT_LIMIT = 60.0  # importing torch can hold Python's lock for seconds on a slow disk
 POLL_SECONDS = 0.25
+STATUS_SECONDS = 0.05
 SLOWEST_BYTES = 10e6  # per second, for the time a request may take to arrive
 # While models load, and while a result of perhaps gigabytes is on its way, no pulse need come;
 # a worker that is stopped or dead is noticed by libzmq's pings then, too.
@@ -110,6 +111,12 @@ class WorkerClient:
     def status(self) -> StatusReply:
         """How the worker is; answered at once, also while it works."""
         return StatusReply.from_wire(self._ask("status"))
+
+    def wait_until_loaded(self) -> StatusReply:
+        """The status once the worker has loaded its first models, or failed to (its problem)."""
+        while (status := self.status()).state in ("starting", "loading"):
+            time.sleep(STATUS_SECONDS)
+        return status
 
     def models(self) -> list[ModelInfo]:
         """The models the worker knows."""

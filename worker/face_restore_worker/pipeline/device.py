@@ -58,19 +58,21 @@ def choose_device(name: str = "auto") -> str:
 
 
 def describe_device(device: str) -> dict[str, Any]:
-    """kind, name, memory_total and memory_free (bytes) of a device from ``choose_device``."""
+    """kind, id, name, memory_total and memory_free (bytes) of a device from ``choose_device``."""
     kind = device.partition(":")[0]
     if kind == "cuda":
         import torch
 
         free, total = torch.cuda.mem_get_info(device)
         name = torch.cuda.get_device_name(device)
-        return {"kind": kind, "name": name, "memory_total": total, "memory_free": free}
+        values = {"kind": kind, "id": device, "name": name}
+        return values | {"memory_total": total, "memory_free": free}
     import psutil
 
     memory = psutil.virtual_memory()
     return {
         "kind": kind,
+        "id": device,
         "name": device_name(device),
         "memory_total": memory.total,
         "memory_free": memory.available,
