@@ -106,6 +106,21 @@ def test_detect(client: WorkerClient) -> None:
     assert outcome.detector == "fake"
 
 
+def test_a_file_called_as_a_model_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from face_restore_worker.client.client import _absolute
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("auto", "gpen-bfr-2048", "mine.pth", "mine"):
+        (tmp_path / name).touch()
+    assert _absolute("auto") == "auto" and _absolute("gpen-bfr-2048") == "gpen-bfr-2048"
+    assert _absolute("./auto") == str(tmp_path / "auto")
+    for name in ("mine", "mine.pth"):
+        assert _absolute(name) == str(tmp_path / name)
+    assert _absolute("yours.pth") == "yours.pth" and _absolute("x" * 300) == "x" * 300
+
+
 @pytest.mark.parametrize(
     ("picture", "said"),
     [

@@ -207,6 +207,10 @@ def test_a_picture_beyond_the_limit_is_refused() -> None:
     with pytest.raises(SchemaError, match="megapixels") as caught:
         ImageSpec(30_000, 30_000)
     assert caught.value.code == "too-large"
+    for width, height in ((schema.MAX_SIDE + 1, 30), (30, 70_000)):  # panoramas of few megapixels
+        with pytest.raises(SchemaError, match="65536 pixels a side") as caught:
+            ImageSpec(width, height)
+        assert caught.value.code == "too-large"
 
 
 def test_python_callers_are_checked_alike() -> None:

@@ -46,15 +46,15 @@ class ImageSpec:
     def __post_init__(self) -> None:
         _set(
             self,
-            width=check.integer("image.width", self.width, 1, MAX_SIDE),
-            height=check.integer("image.height", self.height, 1, MAX_SIDE),
+            width=check.integer("image.width", self.width, 1, 1 << 31),
+            height=check.integer("image.height", self.height, 1, 1 << 31),
             channels=check.choice("image.channels", self.channels, (1, 3)),
             dtype=check.choice("image.dtype", self.dtype, tuple(DTYPE_SIZES)),
         )
-        if self.width * self.height > MAX_PIXELS:
+        if self.width * self.height > MAX_PIXELS or max(self.width, self.height) > MAX_SIDE:
             raise SchemaError(
-                f"The picture of {self.width} x {self.height} pixels is larger than the "
-                f"worker takes ({MAX_PIXELS // 10**6} megapixels).",
+                f"The picture of {self.width} x {self.height} pixels is larger than the worker "
+                f"takes ({MAX_PIXELS // 10**6} megapixels, {MAX_SIDE} pixels a side).",
                 hint="Restore a part of it, or scale it down.",
                 code="too-large",
             )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from face_restore_shared.errors import FaceRestoreError
+from face_restore_shared.errors import FaceRestoreError, SchemaError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,7 +139,8 @@ class WorkerBackend:
         self, image: np.ndarray, options: DetectOptions, selection: np.ndarray | None
     ) -> DetectOutcome:
         self._check_worker()
-        return self._session.detect(image, options=options, selection=selection)
+        with _own_size():
+            return self._session.detect(image, options=options, selection=selection)
 
     def restore(
         self,
@@ -155,14 +157,26 @@ class WorkerBackend:
         def on_progress(progress: Progress) -> None:
             listener(progress.stage, progress.face, progress.faces, progress.fraction)
 
-        return self._session.restore(
-            image,
-            detect=detect,
-            restore=restore,
-            faces=faces,
-            selection=selection,
-            on_progress=on_progress,
-        )
+        with _own_size():
+            return self._session.restore(
+                image,
+                detect=detect,
+                restore=restore,
+                faces=faces,
+                selection=selection,
+                on_progress=on_progress,
+            )
+
+
+@contextlib.contextmanager
+def _own_size() -> Iterator[None]:
+    """A picture too large to be sent is not too large for this process."""
+    try:
+        yield
+    except SchemaError as error:
+        if error.code == "too-large":
+            error.hint += " Or add --no-worker."
+        raise
 
 
 class LocalBackend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -278,9 +279,16 @@ def _restore_paths(options: RestoreOptions) -> RestoreOptions:
 
 
 def _absolute(model: str) -> str:
-    """A model file's path made absolute: the worker lives in another folder."""
+    """A model file's path made absolute: the worker lives in another folder.
+
+    A model's id stays one, as everywhere, though a file of that name may lie here.
+    """
     path = Path(model).expanduser()
-    return str(path.absolute()) if path.is_file() else model
+    if not os.path.isfile(path) or model == "auto":  # noqa: PTH113 - does not raise
+        return model
+    from face_restore_worker.models.catalogue import load_catalogue
+
+    return model if any(entry.id == model for entry in load_catalogue()) else str(path.absolute())
 
 
 def _tell(header: wire.Header, listener: ProgressListener) -> None:
