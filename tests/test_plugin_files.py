@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import gettext
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import plugin_path  # noqa: F401
 import translations
+from face_restore_worker.cli.main import build_parser
 from face_restore_worker.gimp.layout import install_plugin
 
 
@@ -23,6 +26,24 @@ def test_every_text_is_translated_and_compiled() -> None:
 def test_the_compiled_catalogue_is_read_by_gettext() -> None:
     german = gettext.translation("face-restore", translations.FOLDER / "locale", ["de"])
     assert german.gettext("Looking for faces") == "Gesichter werden gesucht"
+
+
+def test_the_commands_that_messages_name_exist() -> None:
+    """In each language: a command, and its action where it has some."""
+    texts = list(translations.source_texts())
+    for source, _target in translations.catalogues():
+        texts += translations.read_po(source).values()
+    named = [words for text in texts for words in re.findall(r"face-restore ([a-z].*)", text)]
+    assert len(named) > 10
+    for words in named:
+        parser = build_parser()
+        for word in re.findall(r"[\w-]+", words):
+            actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+            if not actions:
+                break
+            assert word in actions[0].choices, words
+            parser = actions[0].choices[word]
+        assert not parser._subparsers, words
 
 
 def test_a_missing_translation_is_found(tmp_path: Path) -> None:

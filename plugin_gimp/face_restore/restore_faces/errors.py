@@ -26,7 +26,12 @@ def no_face(layer: str, settings: Settings, in_selection: bool) -> NothingToDo:
     limits = []
     if in_selection:
         message = _('No face was found in the selection on "{layer}".')
-        limits.append(_("A face counts when its centre is selected."))
+        limits.append(
+            _(
+                "Only the selection and a little around it is searched: select whole faces. A face "
+                "counts when its centre is selected."
+            )
+        )
     if settings.min_face > Settings.min_face:
         limits.append(
             _("Faces less than {pixels} pixels high were left alone (smallest face).").format(
@@ -60,7 +65,7 @@ def known(code: str) -> tuple[str, str] | None:
         ),
         "model-missing": (
             _("The chosen model is not installed."),
-            _('Choose another one, or see "face-restore models" in a terminal.'),
+            _('Choose another one, or see "face-restore models list" in a terminal.'),
         ),
         "busy": (
             _("The worker has too much to do."),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from face_restore_shared.schema import MAX_PIXELS
+from face_restore_shared.schema import MAX_PIXELS, MAX_SIDE
 from gi.repository import Gegl, Gimp
 
 from restore_faces.blend import Patch, keep_beyond, limit_to_alpha
@@ -138,12 +138,8 @@ def read(image: Gimp.Image, source: Source, use_selection: bool) -> tuple[Pictur
             hint=_("Select a face on the layer, or select nothing."),
         )
     if min(region.width, region.height) < SMALLEST:
-        raise NothingToDo(
-            _('"{layer}" has too few pixels for a face ({width} × {height}).').format(
-                layer=name, width=region.width, height=region.height
-            ),
-        )
-    if region.width * region.height > MAX_PIXELS:
+        raise _too_small(source, region)
+    if region.width * region.height > MAX_PIXELS or max(region.width, region.height) > MAX_SIDE:
         raise PluginError(
             _('"{layer}" has too many pixels ({width} × {height}).').format(
                 layer=name, width=region.width, height=region.height
@@ -166,6 +162,17 @@ def read(image: Gimp.Image, source: Source, use_selection: bool) -> tuple[Pictur
         mask,
     )
     return picture, region
+
+
+def _too_small(source: Source, region: Rect) -> NothingToDo:
+    """That the layer, or what is selected of it, is smaller than any face."""
+    text = _('"{layer}" has too few pixels for a face ({width} × {height}).')
+    hint = _("Select a larger layer.")
+    if min(source.place.width, source.place.height) >= SMALLEST:
+        text = _('The selection on "{layer}" is too small for a face ({width} × {height} pixels).')
+        hint = _("Select the whole face and a little around it.")
+    name = source.layer.get_name()
+    return NothingToDo(text.format(layer=name, width=region.width, height=region.height), hint=hint)
 
 
 def _pixels(source: Source, region: Rect, form: str, pixel_bytes: int) -> bytes | Strips:

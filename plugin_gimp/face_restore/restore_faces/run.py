@@ -128,7 +128,7 @@ def _layers(image: Gimp.Image, drawables: Sequence[Gimp.Drawable]) -> list[Gimp.
     if image.get_floating_sel() is not None:
         raise PluginError(
             _("There is a floating selection."),
-            hint=_("Anchor it or make it a layer first (Layer > Anchor Floating Layer)."),
+            hint=_("Anchor it or make it a layer first (Layer > Anchor Floating Layer or Mask)."),
         )
     chosen: list[Gimp.Layer] = []
     for drawable in drawables:

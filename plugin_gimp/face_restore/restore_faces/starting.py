@@ -91,7 +91,7 @@ class Spawned:
                 tail = file.read(64 * 1024).decode("utf-8", "replace").strip().splitlines()[-3:]
         except OSError:
             tail = []
-        said = " ".join(tail)
+        said = f'"{" ".join(tail)}"' if tail else ""
         return PluginError(
             " ".join(part for part in (_("The worker could not be started."), why, said) if part),
             hint=_("Its messages are in {path}; face-restore doctor checks the set-up.").format(
