@@ -1,10 +1,20 @@
-"""What every test gets: no traces of the logging that another test has set up."""
+"""What every test gets: no traces of other tests' logging, hypothesis without a stop-watch."""
 
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no failure: examples have no deadline, and making them may take its time.
+settings.register_profile(
+    "here", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+# CI judges a change: it tries the same examples every time. Random ones are tried everywhere else.
+settings.register_profile("ci", settings.get_profile("here"), derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,8 @@
 The restore option `model` scripts a job, e.g. "faces=3;delay=0.2": `faces` to restore when the
 request names none, `delay` seconds for each, `fail` an error code to raise at the second face
 ("internal": an exception without a code), `spin=1` to burn Python bytecode instead of sleeping.
-Each face's start is appended to the file named by FAKE_ENGINE_TRACE.
+Each face's start is appended to the file named by FAKE_ENGINE_TRACE. The worker looks after its
+connection file every FAKE_ENGINE_UPKEEP seconds, by default not: tests put other files there.
 """
 
 from __future__ import annotations
@@ -135,8 +136,10 @@ class FakeEngine:
 
 def main() -> int:
     """The worker process around a FakeEngine."""
+    from face_restore_worker.server import loop
     from face_restore_worker.server.process import main as worker_main
 
+    loop.UPKEEP_SECONDS = float(os.environ.get("FAKE_ENGINE_UPKEEP", "3600"))
     delay = float(os.environ.get("FAKE_ENGINE_START_DELAY", "0"))
     fails = os.environ.get("FAKE_ENGINE_START_FAILS") == "1"
     if os.environ.get("FAKE_ENGINE_CRASH") == "1":

@@ -23,6 +23,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     return Weights(path, "tiny", 32)
 
 
+@pytest.mark.slow
 def test_variants_take_turns_and_agree(tiny: Weights, tmp_path: Path) -> None:
     told: list[str] = []
     chosen, missing = variants.choose(["fp32"], ["eager"], "cpu")

@@ -152,6 +152,7 @@ def test_a_bundle_that_does_not_fit_is_refused(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the launcher is a link")
+@pytest.mark.slow
 def test_installs_without_a_network_and_goes_again(unpacked: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     env = {

@@ -34,6 +34,7 @@ def only(findings: Iterator[Finding], level: str) -> Finding:
     return found[0]
 
 
+@pytest.mark.slow
 def test_a_whole_run(tmp_path: Path) -> None:
     """In this environment nothing fails; a missing GPEN is a warning with the command to get it."""
     done = Home(tmp_path).run("doctor", "--format", "json")

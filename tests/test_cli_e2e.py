@@ -42,12 +42,11 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def wait_until_busy(of: Home, process: subprocess.Popen[str]) -> None:
-    """Wait until the worker does the process's job; over one connection, so as not to miss it."""
+    """Wait until the worker is busy or the process has ended; one connection misses nothing."""
     found = connection.read(of.folder / "state" / "worker.json")
     assert found is not None
     with WorkerClient.connect(found) as client:
         wait_for(lambda: client.status().state == "busy" or process.poll() is not None)
-    assert process.poll() is None, "it was too quick"
 
 
 def status(of: Home) -> dict[str, object]:
@@ -169,21 +168,24 @@ def test_status_and_logs(real: Home) -> None:
     assert (checks["worker"], checks["small job"]) == ("ok", "ok")
 
 
-def crowd(path: Path) -> Path:
-    """A picture with many faces, so that a job takes some seconds."""
-    Image.fromarray(np.tile(degraded(), (2, 3, 1))).save(path)
+def crowd(path: Path, rows: int = 2) -> Path:
+    """A picture with many faces: three in a row, so that a job takes some seconds or long."""
+    Image.fromarray(np.tile(degraded(), (rows, 3, 1))).save(path)
     return path
 
 
 def test_a_worker_killed_in_the_middle_is_started_once_more(real: Home, tmp_path: Path) -> None:
-    source = crowd(tmp_path / "crowd.png")
-    assert real.run("worker", "start").returncode == 0
-    first = status(real)["pid"]
-    process = real.start("restore", source, "-o", tmp_path / "out.png")
-    wait_until_busy(real, process)
-    os.kill(int(str(first)), signal.SIGKILL)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, out + err
+    for rows in (2, 6, 18):  # on a busy machine the worker may be done before it is killed
+        source = crowd(tmp_path / "crowd.png", rows)
+        assert real.run("worker", "start").returncode == 0
+        first = status(real)["pid"]
+        process = real.start("restore", source, "-o", tmp_path / "out.png", "--overwrite")
+        wait_until_busy(real, process)
+        os.kill(int(str(first)), signal.SIGKILL)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, out + err
+        if f"{first}" in err:
+            break
     assert f"{first}" in err and "again" in err
     assert (tmp_path / "out.png").exists()
     assert status(real)["pid"] != first
@@ -195,12 +197,12 @@ def test_a_worker_killed_in_the_middle_is_started_once_more(real: Home, tmp_path
 def test_an_interrupt_cancels_and_leaves_nothing(
     real: Home, tmp_path: Path, number: signal.Signals
 ) -> None:
-    source = crowd(tmp_path / "crowd.png")
+    source = crowd(tmp_path / "crowd.png", 20)
     assert real.run("worker", "start").returncode == 0
     process = real.start("restore", source, "-o", tmp_path / "out.png")
     wait_until_busy(real, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 130, out + err
     assert "interrupted" in err and "Traceback" not in err
     assert [p.name for p in tmp_path.iterdir()] == ["crowd.png"]

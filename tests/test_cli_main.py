@@ -112,12 +112,12 @@ def test_a_model_that_is_not_there_is_refused_before_a_worker_starts(tmp_path: P
     assert home.run("status").returncode == 3
 
 
-def test_a_device_that_is_not_there_is_refused_with_the_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize("action", ["start", pytest.param("restart", marks=pytest.mark.slow)])
+def test_a_device_that_is_not_there_is_refused_with_the_reason(tmp_path: Path, action: str) -> None:
     with home(tmp_path) as made:
-        for action in ("start", "restart"):
-            done = made.run("worker", action, "--device", "cuda:99")
-            assert done.returncode == 3 and "cuda:99 is not there" in done.stderr, done.stderr
-            assert made.run("status").returncode == 3
+        done = made.run("worker", action, "--device", "cuda:99")
+        assert done.returncode == 3 and "cuda:99 is not there" in done.stderr, done.stderr
+        assert made.run("status").returncode == 3
 
 
 def test_a_restore_on_a_device_that_is_not_there_leaves_no_useless_worker(tmp_path: Path) -> None:

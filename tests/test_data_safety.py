@@ -139,7 +139,7 @@ def test_killed_runs_go_on(album: Album, tmp_path: Path) -> None:
     _trial(album, tmp_path / "out", delays)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(
     max_examples=100,
     deadline=None,

@@ -208,6 +208,7 @@ def test_importing_the_module_is_cheap() -> None:
     assert result.stdout == "[]\n", result.stderr
 
 
+@pytest.mark.slow
 def test_missing_operators_are_declared_only_where_they_are_missing() -> None:
     """A torchvision that imports by itself is left alone; one that does not is helped."""
     code = (
@@ -230,6 +231,7 @@ def test_missing_operators_are_declared_only_where_they_are_missing() -> None:
     assert result.stdout == "True\n", result.stderr
 
 
+@pytest.mark.slow
 def test_a_fitting_torchvision_is_not_touched() -> None:
     """The operators exist before the import: nothing may be declared a second time."""
     code = (

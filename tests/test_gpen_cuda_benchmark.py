@@ -86,6 +86,7 @@ def test_memory_is_limited_to_a_share(bench: ModuleType) -> None:
     assert bench.limit_memory(24, 8 * 10**9) == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_a_row(bench: ModuleType, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         return

@@ -57,11 +57,11 @@ CASES = [
     pytest.param("tiny-64", "bf16"),
     pytest.param("tiny-64", "fp16"),
     pytest.param("bfr-256", "fp32"),
-    pytest.param("bfr-512", "fp32"),
+    pytest.param("bfr-512", "fp32", marks=pytest.mark.slow),
     pytest.param("bfr-256", "fp64", marks=pytest.mark.slow),
     pytest.param("bfr-512", "fp64", marks=pytest.mark.slow),
-    pytest.param("bfr-2048", "fp32", marks=pytest.mark.slow),
-    pytest.param("bfr-2048", "bf16", marks=pytest.mark.slow),
+    pytest.param("bfr-2048", "fp32", marks=pytest.mark.long),
+    pytest.param("bfr-2048", "bf16", marks=pytest.mark.long),
 ]
 
 
@@ -81,7 +81,7 @@ def test_golden(name: str, precision: str, record_property: Callable[[str, objec
         assert relative_error(output.norm(), torch.tensor(golden["norm"])) < TOLERANCE[precision]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bf16_of_the_2048_model_in_8_bit_levels() -> None:
     exact, _ = golden_output("bfr-2048", "fp32")
     fast, _ = golden_output("bfr-2048", "bf16")

@@ -45,9 +45,10 @@ EXPORTS: dict[str, Callable[[GpenArchitecture], onnx.ModelProto]] = {
 }
 
 
-# The newer exporter takes ten seconds a time: one of its kinds is enough for every run.
+# The newer exporter takes ten seconds a time.
+DYNAMO = pytest.param("dynamo", marks=pytest.mark.slow)
 KINDS = [
-    pytest.param(kind, marks=pytest.mark.slow) if kind.startswith("dynamo,") else kind
+    pytest.param(kind, marks=pytest.mark.slow) if kind.startswith("dynamo") else kind
     for kind in EXPORTS
 ]
 
@@ -80,7 +81,11 @@ def check(
     return state
 
 
-@pytest.mark.parametrize("architecture", [TINY, WIDE, tiny(8), tiny(64)], ids=lambda a: str(a.size))
+@pytest.mark.parametrize(
+    "architecture",
+    [TINY, WIDE, tiny(8), pytest.param(tiny(64), marks=pytest.mark.slow)],
+    ids=lambda a: str(a.size),
+)
 @pytest.mark.parametrize("kind", ["legacy", "legacy, nothing folded", "legacy, own network"])
 def test_legacy_exports_of_several_sizes(
     tmp_path: Path, kind: str, architecture: GpenArchitecture
@@ -119,7 +124,7 @@ def test_names_do_not_matter(tmp_path: Path, kind: str) -> None:
     check(anonymous(exported(kind)), tmp_path / "gpen.onnx", TINY)
 
 
-@pytest.mark.parametrize("kind", ["legacy", "legacy, bias added", "legacy, own network", "dynamo"])
+@pytest.mark.parametrize("kind", ["legacy", "legacy, bias added", "legacy, own network", DYNAMO])
 def test_sixteen_bits(tmp_path: Path, kind: str) -> None:
     check(to_half(exported(kind)), tmp_path / "gpen.onnx", TINY, limit=1e-2)
 

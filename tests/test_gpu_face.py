@@ -182,7 +182,7 @@ class Labels(torch.nn.Module):
         return logits, None
 
 
-@pytest.mark.parametrize("crop", [128, 512, 1024])
+@pytest.mark.parametrize("crop", [128, 512, pytest.param(1024, marks=pytest.mark.slow)])
 def test_masks_by_face_parts(crop: int) -> None:
     photo = natural_photo(300, 300)
     matrix = alignment_matrix(place_face(120, 0.3, 150, 150).landmarks, "ffhq", crop)

@@ -57,7 +57,7 @@ any_face = given(
 )
 
 
-@settings(relaxed, max_examples=10)
+@settings(relaxed, max_examples=3)
 @any_face
 @example(
     size=3000, angle=0.3, across=(0.5, 0.5), dtype="uint16", crop=512, shift=0, template="ffhq"

@@ -36,12 +36,13 @@ def interpret(*arguments: str) -> int:
     return int(summary[1])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # the interpreter is slow, and a busy machine slower
 def test_interpreted_kernels_equal_their_twins() -> None:
     assert interpret("-v", "-m", "not slow") >= 13
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_interpreted_kernels_equal_their_twins_at_length() -> None:
     assert interpret("-v", "-m", "slow") >= 12

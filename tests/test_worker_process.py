@@ -136,7 +136,8 @@ def test_a_file_that_cannot_be_trusted_is_refused() -> None:
     paths.connection_file().chmod(0o600)
 
 
-def test_a_lost_connection_file_comes_back() -> None:
+def test_a_lost_connection_file_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ENGINE_UPKEEP", "0.5")
     first = ensure()
     paths.connection_file().unlink()
     assert ensure() == first  # a start meanwhile finds the lock held and waits for the file

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 TOKEN = "a" * 64
+LONG = 60.0  # seconds; only reached where something hangs
 
 
 class EchoServer(threading.Thread):
@@ -92,14 +93,14 @@ def test_messages_of_every_size_come_back(
         ):
             message = [os.urandom(size) for size in sizes]
             client.send(message)
-            assert [bytes(part) for part in client.receive(10)] == message
+            assert [bytes(part) for part in client.receive(LONG)] == message
 
 
 @given(st.lists(st.binary(max_size=2000), min_size=1, max_size=12))
 def test_any_multipart_message_comes_back(parts: list[bytes]) -> None:
     client = _shared_client()
     client.send(parts)
-    assert [bytes(part) for part in client.receive(10)] == parts
+    assert [bytes(part) for part in client.receive(LONG)] == parts
 
 
 _shared: list[ZmtpClient] = []
@@ -117,7 +118,7 @@ def test_several_messages_in_a_row_keep_their_order(server: EchoServer) -> None:
     with server.client() as client:
         for number in range(500):
             client.send([str(number).encode(), b"x" * number])
-        got = [client.receive(10) for _ in range(500)]
+        got = [client.receive(LONG) for _ in range(500)]
     assert [int(parts[0]) for parts in got] == list(range(500))
 
 
@@ -125,7 +126,7 @@ def test_views_of_arrays_are_sent_as_bytes(server: EchoServer) -> None:
     data = memoryview(bytearray(os.urandom(400_000))).cast("f")
     with server.client() as client:
         client.send([b"head", data])
-        assert bytes(client.receive(10)[1]) == data.tobytes()
+        assert bytes(client.receive(LONG)[1]) == data.tobytes()
 
 
 def test_a_wrong_token_is_refused_with_the_status(server: EchoServer) -> None:
@@ -138,30 +139,48 @@ def test_a_timeout_loses_nothing(server: EchoServer) -> None:
         with pytest.raises(ReceiveTimeout):
             client.receive(0.2)
         client.send([b"still", b"here"])
-        assert [bytes(part) for part in client.receive(5)] == [b"still", b"here"]
+        assert [bytes(part) for part in client.receive(LONG)] == [b"still", b"here"]
+
+
+def at_some_pace(attempt: Callable[[float], None]) -> None:
+    """Once in short times; where the machine is too busy for those, in longer ones.
+
+    attempt: takes a factor for all its times. Raises PeerLost when it fails with all of them.
+    """
+    for pace in (1.0, 6.0):
+        with contextlib.suppress(PeerLost):
+            return attempt(pace)
+    return attempt(20.0)
 
 
 def test_heartbeats_keep_a_quiet_connection_in_both_directions() -> None:
-    echo = EchoServer(heartbeat_ms=150)
-    echo.start()
-    with echo.client(heartbeat=0.2, patience=1.0) as client:
-        # Silent for many times the peer's patience and our own: PING and PONG alone keep it up.
-        with pytest.raises(ReceiveTimeout):
-            client.receive(2.5)
-        client.send([b"alive"])
-        assert bytes(client.receive(5)[0]) == b"alive"
-    echo.stop_flag = True
-    echo.join(5)
+    def attempt(pace: float) -> None:
+        echo = EchoServer(heartbeat_ms=int(150 * pace))
+        echo.start()
+        with echo.client(heartbeat=0.2 * pace, patience=1.0 * pace) as client:
+            # Silent for many times either's patience: PING and PONG alone keep it up.
+            with pytest.raises(ReceiveTimeout):
+                client.receive(2.5 * pace)
+            client.send([b"alive"])
+            assert bytes(client.receive(LONG)[0]) == b"alive"
+        echo.stop_flag = True
+        echo.join(5)
+
+    at_some_pace(attempt)
 
 
 def test_a_client_that_is_busy_elsewhere_keeps_its_connection(server: EchoServer) -> None:
     """It has sent PINGs before: the peer must not take them as a promise of more."""
-    with server.client(heartbeat=0.1, patience=0.5) as client:
-        with pytest.raises(ReceiveTimeout):
-            client.receive(0.4)
-        time.sleep(1.5)
-        client.send([b"back again"])
-        assert bytes(client.receive(10)[0]) == b"back again"
+
+    def attempt(pace: float) -> None:
+        with server.client(heartbeat=0.1 * pace, patience=0.5 * pace) as client:
+            with pytest.raises(ReceiveTimeout):
+                client.receive(0.4 * pace)
+            time.sleep(1.5 * pace)
+            client.send([b"back again"])
+            assert bytes(client.receive(LONG)[0]) == b"back again"
+
+    at_some_pace(attempt)
 
 
 def test_a_pause_within_a_large_frame_is_no_end() -> None:
@@ -180,8 +199,8 @@ def test_a_pause_within_a_large_frame_is_no_end() -> None:
     threading.Thread(target=serve, daemon=True).start()
     port = listener.getsockname()[1]
     with ZmtpClient("127.0.0.1", port, "face-restore", TOKEN, heartbeat=0.2, patience=20) as client:
-        assert [bytes(part) for part in client.receive(20)] == [body]
-        assert [bytes(part) for part in client.receive(20)] == [b"next"]
+        assert [bytes(part) for part in client.receive(LONG)] == [body]
+        assert [bytes(part) for part in client.receive(LONG)] == [b"next"]
 
 
 def test_short_waits_do_not_hide_a_dead_peer() -> None:
@@ -216,15 +235,17 @@ def test_a_closed_port_and_a_hang_up_are_said() -> None:
         ZmtpClient("127.0.0.1", port, "face-restore", TOKEN)
 
 
-def serve_bytes(payload: bytes) -> int:
-    """A port that answers every connection with `payload` and hangs up after a while."""
+def serve_bytes(payload: bytes, ends: bool = False) -> int:
+    """A port that answers a connection with `payload`. ends: and says nothing more."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
         connection, _ = listener.accept()
         with connection, listener:
             connection.sendall(payload)
-            connection.settimeout(1)
+            if ends:
+                connection.shutdown(socket.SHUT_WR)
+            connection.settimeout(LONG)
             try:
                 while connection.recv(4096):
                     pass
@@ -257,28 +278,29 @@ READY = wire.encode_command(b"READY", wire.encode_metadata({"Socket-Type": b"ROU
 )
 def test_a_hostile_handshake_is_a_violation(payload: bytes) -> None:
     with pytest.raises(ProtocolViolation):
-        ZmtpClient("127.0.0.1", serve_bytes(payload), "face-restore", TOKEN, timeout=3)
+        ZmtpClient("127.0.0.1", serve_bytes(payload), "face-restore", TOKEN, timeout=LONG)
 
 
 def test_a_huge_announced_frame_is_refused_before_it_is_allocated() -> None:
     frame = b"\x02" + (2**62).to_bytes(8, "big")
     port = serve_bytes(SERVER_GREETING + WELCOME + READY + frame)
-    client = ZmtpClient("127.0.0.1", port, "face-restore", TOKEN, timeout=3)
+    client = ZmtpClient("127.0.0.1", port, "face-restore", TOKEN, timeout=LONG)
     with pytest.raises(ProtocolViolation, match="announced"):
-        client.receive(3)
+        client.receive(LONG)
 
 
 def test_a_cut_in_the_middle_of_a_frame_is_a_lost_peer() -> None:
-    port = serve_bytes(SERVER_GREETING + WELCOME + READY + b"\x02" + (10**6).to_bytes(8, "big"))
-    client = ZmtpClient("127.0.0.1", port, "face-restore", TOKEN, timeout=3)
+    cut = SERVER_GREETING + WELCOME + READY + b"\x02" + (10**6).to_bytes(8, "big")
+    port = serve_bytes(cut, ends=True)
+    client = ZmtpClient("127.0.0.1", port, "face-restore", TOKEN, timeout=LONG)
     with pytest.raises(PeerLost):
-        client.receive(8)
+        client.receive(LONG)
 
 
 @given(st.binary(max_size=300))
 def test_random_bytes_after_the_handshake_never_do_worse_than_an_error(noise: bytes) -> None:
     port = serve_bytes(SERVER_GREETING + WELCOME + READY + noise)
-    client = ZmtpClient("127.0.0.1", port, "face-restore", TOKEN, timeout=3, max_frame=1000)
+    client = ZmtpClient("127.0.0.1", port, "face-restore", TOKEN, timeout=LONG, max_frame=1000)
     with client, pytest.raises((ProtocolViolation, PeerLost, ReceiveTimeout)):
         while True:
             client.receive(0.02)

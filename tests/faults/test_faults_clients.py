@@ -120,7 +120,7 @@ def test_killed_clients(home: FaultHome, tell: Tell) -> None:
     home.stop_and_check_nothing_stays()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_two_hundred_killed_clients(home: FaultHome, tell: Tell) -> None:
     slowest, growth, done = kill_clients(home, 200, 1.2)

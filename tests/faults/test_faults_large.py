@@ -37,7 +37,7 @@ def peak(pid: int) -> int:
     return int(text.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3000)
 def test_a_hundred_megapixels_with_sixty_faces(home: FaultHome, tell: Tell) -> None:
     worker = subprocess.Popen(

@@ -107,6 +107,7 @@ def damages(folder: Path) -> dict[str, Callable[[bytes], bytes]]:
     }
 
 
+@pytest.mark.slow
 def test_bad_models_and_too_little_memory(
     home: FaultHome, client: WorkerClient, tmp_path: Path, tell: Tell
 ) -> None:

@@ -162,7 +162,7 @@ def test_a_signal(home: FaultHome, tell: Tell, name: str, stage: str) -> None:
     tell(f"{name} during {stage}", 1, trials(home, name, stage, 1, 3.0))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", SIGNALS)
@@ -171,7 +171,7 @@ def test_every_signal_at_every_stage(home: FaultHome, tell: Tell, name: str, sta
     tell(f"{name} during {stage}", count, trials(home, name, stage, count, stopped))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", SIGNALS)

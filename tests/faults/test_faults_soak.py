@@ -220,7 +220,7 @@ def test_a_short_soak(home: FaultHome, tell: Tell) -> None:
     assert growth < 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_soak(home: FaultHome, tell: Tell) -> None:
     """With the real engine and pipeline."""

@@ -52,7 +52,7 @@ def test_a_disk_that_fails_at_the_start(home: FaultHome, tell: Tell) -> None:
     tell("disk full, no inodes, no locks (NFS) at the start", 4, "a sentence, or it runs without")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("rule", "says", "runs"), DISK)
 def test_every_disk_fault_at_the_start(
     home: FaultHome, tell: Tell, rule: str, says: str, runs: bool
@@ -83,7 +83,7 @@ def rivals(home: FaultHome, trials: int) -> None:
         assert not home.file.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_fifty_starts_at_once(home: FaultHome, tell: Tell) -> None:
     rivals(home, 50)
