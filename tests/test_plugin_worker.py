@@ -18,6 +18,8 @@ from face_restore_shared import wire
 from face_restore_shared.errors import FaceRestoreError
 from face_restore_shared.schema import DetectOptions, RestoreOptions
 from face_restore_shared.zmtp import PeerLost
+from face_restore_worker.models.store import GET_THE_REAL_ONE
+from face_restore_worker.pipeline.restore import NO_FACE
 from restore_faces import errors, job, progress, sending, starting, status
 from restore_faces.bundled import Paths, read_paths
 from restore_faces.job import Picture, Session
@@ -327,3 +329,8 @@ def test_no_face_names_what_limited_the_search() -> None:
     assert 'in the selection on "Photo"' in limited.message
     for part in ("centre is selected", "90 pixels", "75.5 %"):
         assert part in limited.hint
+
+
+def test_the_workers_notes_are_passed_on_but_what_is_said_already() -> None:
+    kept = ["Face 3 was left alone: it lies outside the picture.", "The GPU ran out of memory."]
+    assert errors.news([kept[0], NO_FACE, *kept, GET_THE_REAL_ONE]) == kept

@@ -1,11 +1,15 @@
 """What a retoucher is told: what is wrong, with the right thing named, and what to do next."""
 
+from contextlib import contextmanager
+from dataclasses import replace
+
 from gi.repository import Gimp
+from restore_faces import job
 from restore_faces import run as plugin
 from restore_faces.errors import FaceRestoreError, sentence
 from restore_faces.options import Settings
 from restore_faces.worker import Worker
-from suite import check, new_image, new_layer, photo, true
+from suite import check, equal, new_image, new_layer, photo, switch, true
 
 
 def told(image, layer):
@@ -60,3 +64,31 @@ def a_floating_selection():
     floating = Gimp.edit_paste(layer, True)
     for one in (layer, *floating):
         expect(told(image, one), "floating selection", "Anchor Floating Layer or Mask")
+
+
+@contextmanager
+def worker_that_notes(*notes):
+    """The worker's answers come with these notes besides its own."""
+    own = job.Session.restore
+
+    def restore(*arguments):
+        answer = own(*arguments)
+        return replace(answer, notes=(*notes, *answer.notes))
+
+    job.Session.restore = restore
+    try:
+        yield
+    finally:
+        job.Session.restore = own
+
+
+@check
+def what_the_worker_notes_is_told():
+    note = "Face 2 was left alone: it lies outside the picture."
+    image, layer = photo()
+    with switch("instant"), worker_that_notes(note, note):
+        _made, messages = plugin.restore(image, [layer], Settings(), Worker())
+    equal(messages, [note], "messages")
+    image, layer = photo("none")
+    with worker_that_notes("Faces from 40 pixels only."):
+        expect(told(image, layer), "No face was found", "Faces from 40 pixels only.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from face_restore_shared.errors import FaceRestoreError
 
 from restore_faces.i18n import _
@@ -18,6 +20,15 @@ class NothingToDo(FaceRestoreError):
     """No face, or an empty selection: told as a message, the image stays as it is."""
 
     default_code = "nothing-to-do"
+
+
+# How the worker's notes begin that the new layer's name, or `no_face`, says already.
+_SAID = ("The built-in restorer is not GPEN", "No face was found")
+
+
+def news(notes: Sequence[str]) -> list[str]:
+    """The worker's notes about a picture that the user does not know yet, each once."""
+    return [note for note in dict.fromkeys(notes) if not note.startswith(_SAID)]
 
 
 def no_face(layer: str, settings: Settings, in_selection: bool) -> NothingToDo:

@@ -9,7 +9,7 @@ from gi.repository import Gegl, Gimp
 
 from restore_faces import layers, pixels, progress
 from restore_faces.blend import trim
-from restore_faces.errors import NothingToDo, PluginError, no_face
+from restore_faces.errors import NothingToDo, PluginError, news, no_face
 from restore_faces.i18n import _
 from restore_faces.job import Restored, Session
 from restore_faces.layers import Result
@@ -71,8 +71,8 @@ def restore(
         made = layers.write(image, results, settings)
     Gimp.progress_end()
     Gimp.displays_flush()
-    notes = [patch.note for result in results for patch in result.patches if patch.note]
-    return made, [str(reason) for reason in nothing] + list(dict.fromkeys(notes))
+    notes = news([note for result in results for note in result.notes])
+    return made, [str(reason) for reason in nothing] + notes
 
 
 def _result(source: Source, region: pixels.Rect, restored: Restored, settings: Settings) -> Result:
@@ -102,13 +102,15 @@ def _no_face(source: Source, restored: Restored, settings: Settings) -> NothingT
             ),
             hint=_("Show them, or select another layer."),
         )
-    if restored.found and restored.notes:
+    notes = news(restored.notes)
+    if restored.found and notes:
         return NothingToDo(
-            _('No face of "{layer}" could be restored.').format(layer=name),
-            hint=" ".join(restored.notes),
+            _('No face of "{layer}" could be restored.').format(layer=name), hint=" ".join(notes)
         )
     selected = pixels.selection_bounds(source.layer.get_image()) is not None
-    return no_face(name, settings, settings.uses_selection and selected)
+    reason = no_face(name, settings, settings.uses_selection and selected)
+    reason.hint = " ".join([reason.hint, *notes])
+    return reason
 
 
 def _together(reasons: Sequence[NothingToDo]) -> NothingToDo:
