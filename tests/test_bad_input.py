@@ -149,6 +149,16 @@ def test_sizes_are_checked_before_anything_is_decoded(tmp_path: Path) -> None:
     refused(path, "damaged", max_pixels=4_000_000)
 
 
+def test_a_picture_above_100_megapixels_is_restored_where_that_is_wished() -> None:
+    """--max-pixels would raise nothing if the pipeline had a limit of its own there."""
+    from face_restore_worker.pipeline.inputs import checked_image
+
+    image = np.broadcast_to(np.uint8(0), (10_000, 26_000, 3))
+    assert checked_image(image).shape == image.shape
+    with pytest.raises(ImageError, match="268 megapixels"):
+        checked_image(np.broadcast_to(np.uint8(0), (10_000, 27_000, 3)))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (15, 400), (400, 15)])
 def test_too_small(tmp_path: Path, size: tuple[int, int]) -> None:
     path = save_pillow(tmp_path / "a.png", np.zeros((size[1], size[0], 3), np.uint8))

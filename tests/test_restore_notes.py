@@ -28,6 +28,21 @@ def test_faces_too_small_for_the_budget_are_told(monkeypatch: pytest.MonkeyPatch
     assert any("Slow looked for faces from about 60 pixels only" in note for note in told)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, bool])
+def test_a_selection_of_a_part_is_searched_for_small_faces(
+    monkeypatch: pytest.MonkeyPatch, dtype: type
+) -> None:
+    finder = FaceDetector(MarkerNetwork(), budget=2.1, name="Slow")
+    restorer = Restorer(network=Identity(64), device="cpu")
+    monkeypatch.setattr(restorer._models, "detector", lambda name="auto": finder)
+    whole = np.full(PICTURE.shape[:2], 255, dtype)
+    assert restorer.search_notes(PICTURE, selection=whole) != []
+    selection = np.zeros_like(whole)
+    selection[100:400, 200:600] = 255
+    assert restorer.search_notes(PICTURE, selection=selection) == []
+    assert not any("looked for" in n for n in restorer.restore(PICTURE, selection=selection).notes)
+
+
 @pytest.mark.parametrize(
     ("budget", "options"),
     [(60.0, DetectOptions()), (2.1, DetectOptions(min_face=50)),

@@ -139,7 +139,7 @@ class WorkerBackend:
         self, image: np.ndarray, options: DetectOptions, selection: np.ndarray | None
     ) -> DetectOutcome:
         self._check_worker()
-        with _own_size():
+        with _own_size(image):
             return self._session.detect(image, options=options, selection=selection)
 
     def restore(
@@ -157,7 +157,7 @@ class WorkerBackend:
         def on_progress(progress: Progress) -> None:
             listener(progress.stage, progress.face, progress.faces, progress.fraction)
 
-        with _own_size():
+        with _own_size(image):
             return self._session.restore(
                 image,
                 detect=detect,
@@ -169,12 +169,14 @@ class WorkerBackend:
 
 
 @contextlib.contextmanager
-def _own_size() -> Iterator[None]:
-    """A picture too large to be sent is not too large for this process."""
+def _own_size(image: np.ndarray) -> Iterator[None]:
+    """A picture with too long a side to be sent is not too large for this process."""
+    from face_restore_shared.schema import MAX_PIXELS
+
     try:
         yield
     except SchemaError as error:
-        if error.code == "too-large":
+        if error.code == "too-large" and image.shape[0] * image.shape[1] <= MAX_PIXELS:
             error.hint += " Or add --no-worker."
         raise
 
@@ -210,7 +212,7 @@ class LocalBackend:
         from face_restore_worker.client.arrays import DetectOutcome
 
         faces = self._restorer.detect(image, options, selection=selection)
-        notes = self._restorer.search_notes(image, options)
+        notes = self._restorer.search_notes(image, options, selection)
         return DetectOutcome(faces, self._restorer.detector_name, notes=notes)
 
     def restore(

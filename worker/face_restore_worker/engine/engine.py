@@ -107,7 +107,8 @@ class RestorerEngine:
             restorer, note = self._restorer(self._model, "auto", request.detect.detector, progress)
             progress("detecting", 0, 0, 0.0)
             faces = restorer.detect(image, request.detect, selection=selection)
-            notes = restorer.search_notes(image, request.detect) + ([note] if note else [])
+            notes = restorer.search_notes(image, request.detect, selection)
+            notes += [] if note is None else [note]
             return convert.detect_result(image, faces, restorer, request.detect.previews, notes)
         options = request.restore
         restorer, note = self._restorer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from face_restore_shared.schema import FaceTarget
+from face_restore_shared.schema import MAX_PIXELS, FaceTarget
 from numpy.typing import NDArray
 
 from face_restore_worker.errors import ImageError
@@ -14,8 +14,6 @@ from face_restore_worker.pipeline.types import Face
 Image = NDArray[Any]
 
 MIN_SIDE = 16
-MAX_PIXELS = 102_000_000
-"""100 megapixels as cameras count them: 11,648 x 8,736 are 101.8 million."""
 _HIGHEST_MEDIAN = 4.0  # no photograph with highlights above 1 comes near; 0 to 255 lies above
 _DTYPES = ("uint8", "uint16", "float32")
 
@@ -24,8 +22,9 @@ def checked_image(image: Any) -> Image:
     """The picture as (H, W, 3) or (H, W), native byte order; a view where that is possible.
 
     Raises:
-        ImageError: wrong shape or dtype, smaller than 16 pixels on a side, larger than 100
-            megapixels, or floats that are NaN, infinite or far above 1.
+        ImageError: wrong shape or dtype, smaller than 16 pixels on a side, larger than the
+            protocol takes (268 megapixels; callers have limits of their own below that), or floats
+            that are NaN, infinite or far above 1.
     """
     if not isinstance(image, np.ndarray):
         raise ImageError(
@@ -54,7 +53,8 @@ def checked_image(image: Any) -> Image:
         )
     if height * width > MAX_PIXELS:
         raise ImageError(
-            f"The picture of {width} x {height} pixels is larger than 100 megapixels.",
+            f"The picture of {width} x {height} pixels is larger than {MAX_PIXELS // 10**6} "
+            "megapixels.",
             hint="Restore a part of it, or scale it down.",
             code="too-large",
         )

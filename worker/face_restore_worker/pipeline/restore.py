@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from face_restore_shared.schema import DetectOptions, FaceTarget, RestoreOptions
 from numpy.typing import NDArray
@@ -128,12 +130,17 @@ class Restorer:
             finder = self._models.detector(options.detector)
             return finder.detect(checked_image(image), options, selection)
 
-    def search_notes(self, image: Image, options: DetectOptions | None = None) -> list[str]:
+    def search_notes(
+        self,
+        image: Image,
+        options: DetectOptions | None = None,
+        selection: NDArray[Any] | None = None,
+    ) -> list[str]:
         """What the user should know of how ``detect`` searches such a picture; mostly nothing."""
         with self._lock:
             options = options or DetectOptions()
             finder = self._models.detector(options.detector)
-            return _search_notes(finder, checked_image(image), options)
+            return _search_notes(finder, checked_image(image), options, selection)
 
     def restore(
         self,
@@ -149,7 +156,7 @@ class Restorer:
         """Restore the faces of a picture, which itself is left alone: see ``composite``.
 
         Args:
-            image: as for ``detect``; at least 16 x 16 pixels, at most 100 megapixels.
+            image: as for ``detect``; at least 16 x 16 pixels, at most 268 megapixels.
             faces: those to restore; None for all that ``detect`` finds.
             options, detect: how to restore, how to look for faces; None for the defaults.
             selection: as for ``detect``.
@@ -218,7 +225,7 @@ class Restorer:
         options = options or DetectOptions()
         with run.timed("loading-model"):
             finder = self._models.detector(options.detector)
-        run.outcome.notes += _search_notes(finder, picture, options)
+        run.outcome.notes += _search_notes(finder, picture, options, selection)
         run.report("detecting", 0.0)
         with run.timed("detecting"):
             found = finder.detect(picture, options, selection)
@@ -245,11 +252,18 @@ class Restorer:
             index += 1
 
 
-def _search_notes(finder: FaceDetector, picture: Image, options: DetectOptions) -> list[str]:
+def _search_notes(
+    finder: FaceDetector, picture: Image, options: DetectOptions, selection: NDArray[Any] | None
+) -> list[str]:
+    if selection is not None and options.region is None:
+        selected = selection if selection.dtype == np.bool_ else selection >= 128
+        x, y, width, height = cv2.boundingRect(selected.astype(np.uint8))
+        options = replace(options, region=(x, y, max(width, 1), max(height, 1)))
     smallest = finder.smallest_searched(picture.shape, options)
     if smallest <= TOLD_FROM * options.min_face:
         return []
     return [
         f"{finder.name} looked for faces from about {smallest:.0f} pixels only: smaller ones would "
-        "take too long in so large a picture. The light detector or a region finds them."
+        "take too long in so large a picture. The light detector or a selection of a part finds "
+        "them."
     ]
