@@ -1,8 +1,9 @@
 """An engine without a network, and the real worker process around it (`python fake_engine.py`).
 
 The restore option `model` scripts a job, e.g. "faces=3;delay=0.2": `faces` to restore when the
-request names none, `delay` seconds for each, `fail` an error code to raise at the second face
-("internal": an exception without a code), `spin=1` to burn Python bytecode instead of sleeping.
+request names none, `delay` seconds for each, `until` a file without which no face gets done, so
+that a test says when, however busy the machine is; `fail` an error code to raise at the second
+face ("internal": an exception without a code), `spin=1` to burn Python bytecode, not to sleep.
 Each face's start is appended to the file named by FAKE_ENGINE_TRACE. The worker looks after its
 connection file every FAKE_ENGINE_UPKEEP seconds, by default not: tests put other files there.
 """
@@ -26,6 +27,7 @@ from face_restore_shared.schema import (
 
 LANDMARKS = ((3, 4), (9, 4), (6, 7), (4, 10), (8, 10))
 SIDE = 12
+UNTIL_SECONDS = 120.0  # for a test that hangs
 
 
 def _script(text: str) -> dict[str, str]:
@@ -39,7 +41,10 @@ def _trace(text: str) -> None:
             file.write(text + "\n")
 
 
-def _work(seconds: float, spin: bool) -> None:
+def _work(seconds: float, spin: bool, until: Path | None) -> None:
+    deadline = time.monotonic() + UNTIL_SECONDS
+    while until is not None and not until.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     end = time.monotonic() + seconds
     if spin:
         count = 0
@@ -83,6 +88,9 @@ class FakeEngine:
         self._loaded = ["Fake"]
         _trace("loaded")
 
+    def rest(self) -> None:
+        _trace("rested")
+
     def unload(self) -> None:
         self._loaded = []
         _trace("unloaded")
@@ -102,6 +110,7 @@ class FakeEngine:
         script = _script(request.restore.model)
         count = int(script.get("faces", "1")) if request.faces is None else len(request.faces)
         whole = script.get("echo") == "1"
+        until = Path(script["until"]) if "until" in script else None
         reports, out = [], []
         for number in range(1, count + 1):
             if cancelled():
@@ -109,7 +118,7 @@ class FakeEngine:
                 raise FaceRestoreError("The job was cancelled.", code="cancelled")
             _trace(f"face {number}")
             progress("restoring", number, count, (number - 1) / count)
-            _work(float(script.get("delay", "0")), script.get("spin") == "1")
+            _work(float(script.get("delay", "0")), script.get("spin") == "1", until)
             if number == 2 and "fail" in script:
                 if script["fail"] == "internal":
                     raise ZeroDivisionError("as the script says")
@@ -144,6 +153,10 @@ def main() -> int:
     fails = os.environ.get("FAKE_ENGINE_START_FAILS") == "1"
     if os.environ.get("FAKE_ENGINE_CRASH") == "1":
         raise RuntimeError("this worker cannot start")
+    if "FAKE_ENGINE_REST" in os.environ:
+        from face_restore_worker.server import idle
+
+        idle.REST_SECONDS = float(os.environ["FAKE_ENGINE_REST"])
     return worker_main(sys.argv[1:], lambda args: FakeEngine(delay, fails))
 
 

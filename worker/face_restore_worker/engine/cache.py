@@ -78,6 +78,11 @@ class RestorerCache:
             self._loaded[key] = (place, restorer)
         return restorer, None
 
+    def rest(self) -> None:
+        """Have all let go of their working memory; see Restorer.rest."""
+        for _, restorer in list(self._loaded.values()):
+            restorer.rest()
+
     def clear(self) -> None:
         """Let go of all."""
         for key in list(self._loaded):

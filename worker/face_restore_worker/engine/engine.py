@@ -68,6 +68,10 @@ class RestorerEngine:
             # Kernels are compiled and chosen at first use; a CPU would only lose seconds.
             restorer.restore(gray, options=RestoreOptions(model=self._model, aligned=True))
 
+    def rest(self) -> None:
+        """Let go of the memory that the networks keep from face to face."""
+        self._restorers.rest()
+
     def unload(self) -> None:
         """Let go of all models and of the GPU's cached memory."""
         self._restorers.clear()

@@ -83,6 +83,13 @@ class FaceNetwork:
         fast = getattr(self._network, "fast", None)
         return fast if hasattr(fast, "restore_pixels") else None
 
+    def rest(self) -> None:
+        """Let go of memory that is kept from face to face: half a gigabyte on the processor."""
+        for network in (self._network, self._on_cpu):
+            release = getattr(getattr(network, "fast", None), "release", None)
+            if release is not None:
+                release()
+
     def restore(self, crop: Float32) -> tuple[Float32, str | None]:
         """Restore one aligned face.
 

@@ -79,6 +79,11 @@ class LoadedModels:
         """Where the network runs, or would run."""
         return self._network.device if self._network else self._device
 
+    def rest(self) -> None:
+        """Let go of memory that the network keeps from face to face."""
+        if self._network is not None:
+            self._network.rest()
+
     def unload(self) -> None:
         """Let go of everything."""
         self._network = self._network_key = None

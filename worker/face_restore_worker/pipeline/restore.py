@@ -102,6 +102,11 @@ class Restorer:
             if not self._models.is_given:
                 self._models.detector()
 
+    def rest(self) -> None:
+        """Let go of memory kept from face to face; models stay, the next face takes it anew."""
+        with self._lock:
+            self._models.rest()
+
     def unload(self) -> None:
         """Let go of all models and of the device's cached memory; the next call loads again."""
         with self._lock:

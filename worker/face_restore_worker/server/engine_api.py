@@ -18,8 +18,8 @@ ProgressCallback = Callable[[str, int, int, float], None]
 class Engine(Protocol):
     """What restores faces. Making one is cheap and imports nothing heavy.
 
-    `warm_up`, `run` and `unload` are called from one thread, the engine thread; `describe` and
-    `models` from others too, at any time.
+    `warm_up`, `run`, `rest` and `unload` are called from one thread, the engine thread; `describe`
+    and `models` from others too, at any time.
     """
 
     def describe(self) -> dict[str, Any]:
@@ -52,6 +52,10 @@ class Engine(Protocol):
         Returns the result and its pixel buffers (bytes-like, C-contiguous), whose sizes are
         `result.buffers`. An exception with code, message and hint becomes the job's error.
         """
+        ...
+
+    def rest(self) -> None:
+        """Let go of memory that the next job takes anew by itself; the models stay."""
         ...
 
     def unload(self) -> None:

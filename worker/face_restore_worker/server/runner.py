@@ -100,6 +100,10 @@ class EngineThread(threading.Thread):
         """Do the job after everything submitted before."""
         self._tasks.put(lambda: self._run(job))
 
+    def rest(self) -> None:
+        """Let go of working memory after everything submitted before."""
+        self._tasks.put(self._rest)
+
     def unload(self, asked: tuple[bytes, str] | None) -> None:
         """Let go of the models after everything submitted before."""
         self._tasks.put(lambda: self._unload(asked))
@@ -130,6 +134,13 @@ class EngineThread(threading.Thread):
             self._problem = f"{reply.message} {reply.hint}".strip()
         self._describe()
         self._post(WarmedUp())
+
+    def _rest(self) -> None:
+        try:
+            self._engine.rest()
+        except BaseException as error:
+            self._failure(error, "resting")
+        memory.trim()
 
     def _unload(self, asked: tuple[bytes, str] | None) -> None:
         try:

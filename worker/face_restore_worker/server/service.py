@@ -33,6 +33,7 @@ from face_restore_worker.server import memory, runner
 from face_restore_worker.server.background import Background
 from face_restore_worker.server.complaints import Complaints
 from face_restore_worker.server.engine_api import Engine
+from face_restore_worker.server.idle import REST, UNLOAD, Idle
 from face_restore_worker.server.jobs import Job, JobQueue, Limits
 from face_restore_worker.server.transport import Transport
 
@@ -64,15 +65,14 @@ class Service:
         self._transport = transport
         self._post = post
         self._stop = stop
-        self._idle = idle
+        self._idle_unload = idle
+        self._idle = Idle(idle)
         self._log_path = log_path
         self._queue = JobQueue(limits)
         self._runner = runner.EngineThread(engine, post)
         self._background = Background()
         self._started = time.monotonic()
-        self._last_work = self._started
         self._next_pulse = self._started
-        self._unloaded = False
         self._phase = "starting"
         self._stopping: FaceRestoreError | None = None
         self._device = DeviceInfo()
@@ -116,8 +116,8 @@ class Service:
             due = now + HELD_RETRY_SECONDS
         if any(True for _ in self._queue):
             due = min(due, self._next_pulse)
-        idle_at = self._idle_at()
-        if idle_at is not None:
+        idle_at = self._idle.next_at()
+        if idle_at is not None and not self._is_busy():
             due = min(due, idle_at)
         return max(0.0, due - now)
 
@@ -131,24 +131,22 @@ class Service:
             for job in list(self._queue):
                 self._pulse(job)
         self._dispatch()
-        idle_at = self._idle_at()
-        if idle_at is not None and now >= idle_at:
-            log.info("No work for %.0f s: letting go of the models", now - self._last_work)
-            self._unloaded = True
+        step = None if self._is_busy() else self._idle.due()
+        if step == UNLOAD:
+            log.info("No work for %.0f s: letting go of the models", self._idle.seconds)
             self._runner.unload(None)
+        elif step == REST:
+            self._runner.rest()
 
-    def _idle_at(self) -> float | None:
-        """When the models are to be let go; None when they are not, or work is going on."""
-        busy = self._queue.running is not None or self._queue.waiting or self._phase != "ready"
-        if self._idle is None or self._unloaded or busy:
-            return None
-        return self._last_work + self._idle
+    def _is_busy(self) -> bool:
+        waits = self._queue.running is not None or bool(self._queue.waiting)
+        return waits or self._phase != "ready"
 
     def _dispatch(self) -> None:
         while (job := self._queue.next()) is not None:
             job.position = 0
             if self._send_job(job, "accepted", Accepted(job.id, 0).to_wire()):
-                self._unloaded = False
+                self._idle.work_begins()
                 self._runner.submit(job)
             else:  # its client went away while it waited
                 self._queue.running = None
@@ -179,7 +177,7 @@ class Service:
     @handle_event.register
     def _(self, event: runner.WarmedUp) -> None:
         self._phase = "ready"
-        self._last_work = time.monotonic()
+        self._idle.work_ended()
 
     @handle_event.register
     def _(self, event: runner.JobProbe) -> None:
@@ -200,7 +198,7 @@ class Service:
         job = event.job
         if self._queue.running is job:
             self._queue.running = None
-        self._last_work = time.monotonic()
+        self._idle.work_ended()
         self._jobs_done += 1
         if job.answered:
             return
@@ -356,7 +354,7 @@ class Service:
     def _on_unload(self, client: bytes, header: wire.Header, frames: list[Any]) -> None:
         wire.nothing_more(header, frames)
         busy = self._queue.running is not None or self._phase != "ready"
-        self._unloaded = True
+        self._idle.unloaded()
         self._runner.unload(None if busy else (client, header.id))
         if busy:
             self._transport.send(client, "ok", header.id, {"when": "later"}, final=True)
@@ -386,7 +384,7 @@ class Service:
             queue=len(self._queue.waiting),
             jobs_done=self._jobs_done,
             rss=psutil.Process().memory_info().rss,
-            idle_unload=self._idle,
+            idle_unload=self._idle_unload,
             problem=self._problem,
             log=self._log_path,
             models_dir=paths.shown(paths.models_dir()),
