@@ -287,7 +287,7 @@ def test_something_else_on_the_port(worker: Worker) -> None:
         threading.Thread(target=answer, daemon=True).start()
         with pytest.raises((WorkerNotRunning, WorkerNotAnswering)):
             other = replace(worker.connection, endpoint=f"tcp://127.0.0.1:{port}")
-            WorkerClient.connect(other, timeout=3)
+            WorkerClient.connect(other)
 
 
 def test_a_wrong_token(worker: Worker) -> None:
@@ -319,7 +319,7 @@ def test_a_worker_lost_in_the_middle_is_noticed(tmp_path: Path, number: int) -> 
             )
         noticed = time.monotonic() - lost_at[0]
         print(f"{signal.Signals(number).name} noticed after {noticed:.2f} s")
-        assert noticed < 10  # 3 s on an idle machine
+        assert noticed < 60  # 3 s on an idle machine; for ever, were it not looked for
         assert str(worker.log_file) in caught.value.hint
 
 
@@ -371,7 +371,8 @@ def test_a_worker_without_a_pulse_is_lost() -> None:
             with pytest.raises(WorkerLost, match="said nothing for 3 s"):
                 client.restore(PICTURE)
             print(f"a silent loop noticed after {time.monotonic() - begin:.2f} s")
-        client = WorkerClient.connect(hung.connection, timeout=0.5)
+        client = WorkerClient.connect(hung.connection)
+        client._timeout = 0.5
         with client, pytest.raises(WorkerNotAnswering, match="did not answer status"):
             client.status()
     finally:

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from restore_faces.options import Settings
 from restore_faces.sending import Strips
 from restore_faces.starting import environment
 from restore_faces.worker import Worker
-from worker_process import FAKE
+from worker_process import FAKE, eventually
 from worker_process import Worker as FakeWorker
 
 PICTURE = Picture(64, 48, 3, "uint8", bytes(range(256)) * 36)
@@ -120,11 +119,11 @@ def test_a_conversation_that_was_idle_is_begun_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the plug-in reads a large layer it answers no heartbeat."""
-    monkeypatch.setattr(job, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(job, "IDLE_SECONDS", 600.0)
     with FakeWorker(tmp_path), Session(plugin_worker(tmp_path), quiet) as session:
         first = session.open()
         assert session.open() is first
-        time.sleep(0.5)
+        monkeypatch.setattr(job, "IDLE_SECONDS", 0.0)
         assert session.open() is not first
         assert session.restore(PICTURE, DetectOptions(), RestoreOptions(model="faces=1")).patches
 
@@ -155,10 +154,11 @@ def test_a_worker_killed_in_the_middle_is_replaced_once(
     try:
         with first, Session(worker, lambda *a: stages.append(a[0])) as session:
             session.open()
-            killer = threading.Thread(target=_kill_when, args=(first, stages))
+            gate = tmp_path / "gate"
+            killer = threading.Thread(target=_kill_when, args=(first, stages, signal.SIGKILL, gate))
             killer.start()
             done = session.restore(
-                PICTURE, DetectOptions(), RestoreOptions(model="faces=3;delay=0.4")
+                PICTURE, DetectOptions(), RestoreOptions(model=f"faces=3;until={gate}")
             )
             killer.join()
             assert len(done.patches) == 3
@@ -176,21 +176,22 @@ def test_a_worker_frozen_in_the_middle_is_told(tmp_path: Path) -> None:
         plugin_worker(tmp_path), lambda *a: stages.append(a[0])
     ) as session:  # fmt: skip
         session.open()
-        freezer = threading.Thread(target=_kill_when, args=(fake, stages, signal.SIGSTOP))
+        gate = tmp_path / "gate"
+        freezer = threading.Thread(target=_kill_when, args=(fake, stages, signal.SIGSTOP, gate))
         freezer.start()
         with pytest.raises(FaceRestoreError) as error:
-            session.restore(PICTURE, DetectOptions(), RestoreOptions(model="faces=9;delay=1"))
+            session.restore(PICTURE, DetectOptions(), RestoreOptions(model=f"until={gate}"))
         freezer.join()
     assert error.value.code == "worker-silent"
     text = errors.sentence(error.value, "/the/log")
     assert "face-restore worker restart" in text and "/the/log" in text
 
 
-def _kill_when(worker: FakeWorker, stages: list[str], how: signal.Signals = signal.SIGKILL) -> None:
-    deadline = time.monotonic() + 30
-    while "restoring" not in stages and time.monotonic() < deadline:
-        time.sleep(0.02)
+def _kill_when(worker: FakeWorker, stages: list[str], how: signal.Signals, gate: Path) -> None:
+    """Send the signal while a face is restored, then let faces get done."""
+    eventually(lambda: "restoring" in stages, "a face")
     os.kill(worker.process.pid, how)
+    gate.touch()
 
 
 def _python_of_the_checkout() -> list[str]:

@@ -33,6 +33,12 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
         yield running
 
 
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A file that jobs of the FakeEngine wait for; not there yet."""
+    return tmp_path / "gate"
+
+
 # -- requests -------------------------------------------------------------------------------------
 
 
@@ -79,18 +85,20 @@ def test_large_pictures_go_round_unchanged(worker: Worker) -> None:
         assert b"".join(frames[:3]) == pixels
 
 
-def test_jobs_run_in_order_and_positions_count_down(worker: Worker) -> None:
+def test_jobs_run_in_order_and_positions_count_down(worker: Worker, gate: Path) -> None:
     with worker.raw() as first, worker.raw() as second:
-        start_job(first, worker, "a", "faces=1;delay=0.6")
+        start_job(first, worker, "a", f"faces=1;until={gate}")
         first.restore("b", "faces=1;delay=0.2")
         assert [first.receive_of(("accepted",)).body["position"] for _ in range(2)] == [0, 1]
         second.restore("c")
-        positions, order = [], []
+        positions = [second.receive_of(("accepted",)).body["position"]]
+        gate.touch()
+        order = []
         while len(order) < 2:
             header, _ = first.receive()
             if header.type == "result":
                 order.append((header.id, time.monotonic()))
-        while not positions or positions[-1] != "result":
+        while positions[-1] != "result":
             header, _ = second.receive()
             if header.type in ("accepted", "result"):
                 positions.append(header.body.get("position", header.type))
@@ -98,9 +106,9 @@ def test_jobs_run_in_order_and_positions_count_down(worker: Worker) -> None:
         assert positions == [2, 1, 0, "result"]
 
 
-def test_the_pulse_beats_while_a_job_is_open(worker: Worker) -> None:
+def test_the_pulse_beats_while_a_job_is_open(worker: Worker, gate: Path) -> None:
     with worker.raw() as client:
-        client.restore("a", "faces=1;delay=1.3")
+        client.restore("a", f"faces=1;until={gate}")
         client.restore("b")
         pulses: collections.Counter[str] = collections.Counter()
         finals = []
@@ -108,8 +116,9 @@ def test_the_pulse_beats_while_a_job_is_open(worker: Worker) -> None:
             header, _ = client.receive()
             pulses[header.id] += header.type == "pulse"
             finals += [header.id] if header.type == "result" else []
-        assert pulses["a"] >= 2
-        assert pulses["b"] >= 2
+            if min(pulses["a"], pulses["b"]) >= 2:
+                gate.touch()
+        assert finals == ["a", "b"]
 
 
 def test_status_answers_while_a_face_is_restored(worker: Worker) -> None:
@@ -134,13 +143,13 @@ def test_status_answers_while_a_face_is_restored(worker: Worker) -> None:
 def test_cancelling_the_running_job(worker: Worker) -> None:
     with worker.raw() as client:
         start_job(client, worker, "a", "faces=50;delay=0.2")
-        begun = faces(worker)
         client.send("cancel", "x", {"job": "a"})
         answers = {}
         while len(answers) < 2:
             header, _ = client.receive()
             if header.type in ("error", "ok"):
                 answers[header.id] = header.body
+        begun = faces(worker)
         assert answers["a"]["code"] == "cancelled"
         assert answers["x"] == {"job": "a", "found": True}
         eventually(lambda: state(client) == "ready", "the engine lets go of it")
@@ -148,32 +157,35 @@ def test_cancelling_the_running_job(worker: Worker) -> None:
         assert client.ask("cancel", "y", {"job": "a"}).body["found"] is False
 
 
-def test_cancelling_a_waiting_job(worker: Worker) -> None:
+def test_cancelling_a_waiting_job(worker: Worker, gate: Path) -> None:
     with worker.raw() as client:
-        start_job(client, worker, "a", "faces=1;delay=0.5")
+        start_job(client, worker, "a", f"faces=1;until={gate}")
         client.restore("b")
         client.send("cancel", "x", {"job": "b"})
         assert client.receive_of(("error",)).body["code"] == "cancelled"
+        gate.touch()
         assert client.receive_of(("result",)).id == "a"
 
 
-def test_a_job_belongs_to_its_client(worker: Worker) -> None:
+def test_a_job_belongs_to_its_client(worker: Worker, gate: Path) -> None:
     with worker.raw() as owner, worker.raw() as other:
-        start_job(owner, worker, "a", "faces=1;delay=0.3")
+        start_job(owner, worker, "a", f"faces=1;until={gate}")
         assert other.ask("cancel", "x", {"job": "a"}).body["found"] is False
+        gate.touch()
         assert owner.receive_final()[0].type == "result"
 
 
 def test_a_client_that_closes_loses_its_jobs(worker: Worker) -> None:
     gone, client = worker.raw(), worker.raw()
-    start_job(gone, worker, "a", "faces=50;delay=0.2")
-    begun = faces(worker)
-    gone.restore("b", "faces=3")
-    gone.restore("c", "faces=3")
-    time.sleep(0.1)
+    start_job(gone, worker, "a", "faces=500;delay=0.1")
+    gone.restore("b", "faces=500")
+    gone.restore("c", "faces=500")
+    while gone.receive_of(("accepted",)).id != "c":
+        pass
     gone.close()
+    begun = faces(worker)
     eventually(lambda: state(client) == "ready", "the jobs are dropped")
-    assert faces(worker) <= begun + 1
+    assert faces(worker) < begun + 100  # one more, unless the machine is very busy
     client.restore("next")
     assert client.receive_final()[0].type == "result"
     client.close()
@@ -199,12 +211,12 @@ def test_a_killed_client_loses_its_jobs_and_their_memory(worker: Worker) -> None
         victim = subprocess.Popen([sys.executable, "-c", code])
         eventually(lambda: StatusReply.from_wire(client.ask("status").body).queue == 2, "queued")
         assert StatusReply.from_wire(client.ask("status").body).rss > before + 100e6
-        begun = faces(worker)
         victim.kill()
         killed = time.monotonic()
         victim.wait()
+        begun = faces(worker)
         eventually(lambda: state(client) == "ready", "the jobs are dropped")
-        assert faces(worker) <= begun + 1
+        assert faces(worker) < begun + 20  # of 150; one more, unless the machine is very busy
         eventually(
             lambda: StatusReply.from_wire(client.ask("status").body).rss < before + 20e6,
             "the memory is back",
@@ -221,8 +233,7 @@ def test_every_job_is_answered_exactly_once(worker: Worker) -> None:
             if number % 4 == 1:
                 client.send("cancel", f"c{number}", {"job": f"j{number}"})
                 client.send("cancel", f"d{number}", {"job": f"j{number - 1}"})
-        eventually_done = time.monotonic() + 30
-        while sum(answers.values()) < 24 and time.monotonic() < eventually_done:
+        while sum(answers.values()) < 24:
             header, _ = client.receive()
             if header.id.startswith("j") and header.type in ("result", "error"):
                 answers[header.id] += 1

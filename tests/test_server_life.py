@@ -36,8 +36,10 @@ def test_kept_models_stay_until_asked(tmp_path: Path) -> None:
         assert (status.models_loaded, status.idle_unload) == (("Fake",), None)
         assert client.ask("unload").body == {"when": "now"}
         assert client.ask("status").body["models_loaded"] == []
-        start_job(client, worker, "a", "faces=1;delay=0.3")
+        gate = tmp_path / "gate"
+        start_job(client, worker, "a", f"faces=1;until={gate}")
         assert client.ask("unload").body == {"when": "later"}
+        gate.touch()
         assert client.receive_final()[0].type == "result"
         eventually(lambda: worker.trace.count("unloaded") == 2, "unloaded after the job")
 
@@ -45,7 +47,7 @@ def test_kept_models_stay_until_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["shutdown", "SIGTERM", "SIGINT"])
 def test_stopping_answers_open_jobs_and_leaves_nothing(tmp_path: Path, how: str) -> None:
     with Worker(tmp_path) as worker, worker.raw() as client:
-        start_job(client, worker, "a", "faces=9;delay=0.5")
+        start_job(client, worker, "a", f"faces=9;until={tmp_path / 'never'}")
         client.restore("b")
         while client.receive_of(("accepted",)).id != "b":
             pass

@@ -210,8 +210,8 @@ def test_stopping_in_the_middle_of_a_job() -> None:
 # -- lost and found -------------------------------------------------------------------------------
 
 
-def kill_once(number: int) -> tuple[list[int], object]:
-    """A listener that sends a signal to the worker at its first "restoring"."""
+def kill_once(number: int, gate: Path) -> tuple[list[int], object]:
+    """A listener that sends a signal to the worker at its first "restoring", then makes `gate`."""
     killed: list[int] = []
 
     def listen(progress: Progress) -> None:
@@ -220,18 +220,18 @@ def kill_once(number: int) -> tuple[list[int], object]:
             assert found is not None
             killed.append(found.pid)
             os.kill(found.pid, number)
+            gate.touch()
 
     return killed, listen
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
-def test_a_worker_killed_in_the_middle_is_replaced_once(number: int) -> None:
+def test_a_worker_killed_in_the_middle_is_replaced_once(number: int, home: Path) -> None:
     events: list[str] = []
-    killed, listen = kill_once(number)
+    killed, listen = kill_once(number, home / "gate")
+    script = f"faces=3;delay=0.1;until={home / 'gate'}"
     with WorkerSession(command=FAKE, on_event=events.append) as session:
-        outcome = session.restore(
-            PICTURE, restore=RestoreOptions(model="faces=3;delay=0.3"), on_progress=listen
-        )
+        outcome = session.restore(PICTURE, restore=RestoreOptions(model=script), on_progress=listen)
         assert len(outcome.patches) == 3
         assert session.client().connection.pid != killed[0]
         eventually(lambda: not psutil.pid_exists(killed[0]) or gone_pid(killed[0]), "it is gone")
@@ -242,7 +242,7 @@ def gone_pid(pid: int) -> bool:
     return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_worker_lost_twice_is_an_error() -> None:
+def test_a_worker_lost_twice_is_an_error(home: Path) -> None:
     def listen(progress: Progress) -> None:
         if progress.stage == "restoring":
             found = launch.find()
@@ -251,9 +251,8 @@ def test_a_worker_lost_twice_is_an_error() -> None:
 
     with WorkerSession(command=FAKE) as session:
         with pytest.raises(WorkerLost, match="twice"):
-            session.restore(
-                PICTURE, restore=RestoreOptions(model="faces=3;delay=0.3"), on_progress=listen
-            )
+            script = f"faces=3;until={home / 'never'}"
+            session.restore(PICTURE, restore=RestoreOptions(model=script), on_progress=listen)
         # The session can be used again.
         assert len(session.restore(PICTURE).patches) == 1
 
@@ -268,13 +267,12 @@ def test_a_worker_that_ended_between_pictures_is_started_quietly() -> None:
     assert events == ["Starting the worker.", "Starting the worker."]
 
 
-def test_without_leave_to_start_a_lost_worker_is_an_error() -> None:
+def test_without_leave_to_start_a_lost_worker_is_an_error(home: Path) -> None:
     found = ensure()
-    killed, listen = kill_once(signal.SIGKILL)
+    killed, listen = kill_once(signal.SIGKILL, home / "gate")
+    script = f"faces=3;delay=0.1;until={home / 'gate'}"
     with WorkerSession(start=False) as session, pytest.raises(WorkerLost):
-        session.restore(
-            PICTURE, restore=RestoreOptions(model="faces=3;delay=0.3"), on_progress=listen
-        )
+        session.restore(PICTURE, restore=RestoreOptions(model=script), on_progress=listen)
     assert killed == [found.pid]
 
 
@@ -323,13 +321,13 @@ def test_the_real_worker_restores_the_astronaut(home: Path) -> None:
     assert "Traceback" not in paths.log_file().read_text()
 
 
-def test_restore_with_retry_uses_a_session() -> None:
+def test_restore_with_retry_uses_a_session(home: Path) -> None:
     with WorkerSession(command=FAKE) as session:
-        killed, listen = kill_once(signal.SIGKILL)
+        killed, listen = kill_once(signal.SIGKILL, home / "gate")
         outcome = restore_with_retry(
             PICTURE,
             session=session,
-            restore=RestoreOptions(model="faces=2;delay=0.2"),
+            restore=RestoreOptions(model=f"faces=2;delay=0.1;until={home / 'gate'}"),
             on_progress=listen,
         )
     assert len(outcome.patches) == 2
