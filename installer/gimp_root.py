@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 SUITES = {"3.0": "trixie", "3.2": "sid"}
@@ -32,6 +33,7 @@ PACKAGES = (
 )
 DONE = "face-restore-gimp-root"  # written last: a folder without it is half built
 MOUNTS = ("proc", "dev", "sys")
+ATTEMPTS, PAUSE_SECONDS = 3, 20.0  # at what takes files from the network
 
 
 class GimpRootError(Exception):
@@ -67,13 +69,25 @@ def run(*command: str, **options: object) -> None:
         raise GimpRootError(f"`{' '.join(command[:4])} …` failed:\n{tail}")
 
 
+def fetch(*command: str) -> None:
+    """As run, for a command that needs the network: a fault that passes is not the end."""
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return run(*command)
+        except GimpRootError as error:
+            if not left:
+                raise
+            print(f"trying again in {PAUSE_SECONDS:.0f} s: {error}", flush=True)
+            time.sleep(PAUSE_SECONDS)
+
+
 def need_tools() -> None:
     """Check for root and debootstrap, installing the latter where apt can."""
     if os.geteuid() != 0:
         raise GimpRootError("Building a system with GIMP needs root; run this as root once.")
     if shutil.which("debootstrap") is None:
-        run("apt-get", "update", "-qq")
-        run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "debootstrap")
+        fetch("apt-get", "update", "-qq")
+        fetch("apt-get", "install", "-y", "-qq", "--no-install-recommends", "debootstrap")
 
 
 def ensure(version: str) -> Path:
@@ -102,7 +116,7 @@ def build(root: Path, suite: str) -> None:
     """Debootstrap the suite and install GIMP and what drives a window in it."""
     mirror = debian_mirror()
     keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    run(
+    fetch(
         "debootstrap",
         "--variant=minbase",
         "--include=ca-certificates",
@@ -120,9 +134,9 @@ def build(root: Path, suite: str) -> None:
     try:
         # A mirror that lags behind has lists past their date; that matters little for tests.
         late = ("-o", "Acquire::Check-Valid-Until=false")
-        run("chroot", str(root), "apt-get", *late, "update", "-qq")
+        fetch("chroot", str(root), "apt-get", *late, "update", "-qq")
         install = ("apt-get", "install", "-y", "-qq", "--no-install-recommends")
-        run("chroot", str(root), *install, *PACKAGES)
+        fetch("chroot", str(root), *install, *PACKAGES)
         run("chroot", str(root), "apt-get", "clean")
     finally:
         unmount(root)
