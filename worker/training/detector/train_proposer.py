@@ -115,6 +115,23 @@ def learning_rate(share: float, peak: float) -> float:
     return peak * min(1.0, share / 0.03) * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
 
 
+def drawn_scenes(args: argparse.Namespace, rng: np.random.Generator) -> Scenes:
+    """Scenes of the data's training pictures, with the teacher's answers."""
+    teacher = load_network(args.data / TEACHER)
+    folders = [f for f in ("portraits", "faces") if (args.data / f).is_dir()]
+    paths = list_images(args.data, held_out=False, folders=folders)
+    paths = [paths[i] for i in rng.permutation(len(paths))[: args.portraits]]
+    maker = SmallFaces(load(paths, teacher), natural_pictures(NATURAL), rng, pool=args.pool)
+    return Scenes(maker, rng)
+
+
+@torch.no_grad()
+def take_in(average: FaceProposer, net: FaceProposer, count: int) -> None:
+    """Make `average`, the mean of count - 1 networks, that of them and this one."""
+    for a, b in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+        a.copy_(a + (b - a) / count if a.is_floating_point() else b)
+
+
 def train(args: argparse.Namespace) -> None:
     """Train until the minutes or steps are over; save the averaged weights."""
     from safetensors.torch import load_file, save_file
@@ -123,12 +140,7 @@ def train(args: argparse.Namespace) -> None:
     cv2.setNumThreads(1)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    teacher = load_network(args.data / TEACHER)
-    folders = [f for f in ("portraits", "faces") if (args.data / f).is_dir()]
-    paths = list_images(args.data, held_out=False, folders=folders)
-    paths = [paths[i] for i in rng.permutation(len(paths))[: args.portraits]]
-    maker = SmallFaces(load(paths, teacher), natural_pictures(NATURAL), rng, pool=args.pool)
-    scenes = Scenes(maker, rng)
+    scenes = drawn_scenes(args, rng)
     net = FaceProposer()
     if args.init:
         net.load_state_dict(load_file(args.init))
@@ -154,10 +166,7 @@ def train(args: argparse.Namespace) -> None:
         recent += [float(p.detach()) for p in parts]
         if share > 0.8:
             averaged += 1
-            with torch.no_grad():
-                for a, b in zip(average.state_dict().values(), net.state_dict().values(),
-                                strict=True):  # fmt: skip
-                    a.copy_(a + (b - a) / averaged if a.is_floating_point() else b)
+            take_in(average, net, averaged)
         if step % 100 == 0:
             faces, background = recent / 100
             print(f"{spent:6.1f} min {step:6} faces {faces:.3f} background {background:.3f}",
