@@ -84,7 +84,10 @@ class FakeEngine:
     def warm_up(self) -> None:
         time.sleep(self._start_delay)
         if self._start_fails:
-            raise FaceRestoreError("The model is broken.", hint="Get it again.", code="checkpoint")
+            more = " x" * int(os.environ.get("FAKE_ENGINE_WORDS", "0"))
+            raise FaceRestoreError(
+                f"The model is broken.{more}", hint=f"Get it again.{more}", code="checkpoint"
+            )
         self._loaded = ["Fake"]
         _trace("loaded")
 

@@ -48,28 +48,42 @@ def test_a_name_too_long_is_a_failed_picture(
 
 
 @pytest.mark.parametrize("command", ["restore", "detect"])
-def test_too_little_memory_fails_one_picture(
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "a.png does not fit into memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "does not fit into memory"),
+        (OSError(5, "Input/output error"), "a.png: Input/output error."),
+        (ZeroDivisionError("as it says"), "a.png (ZeroDivisionError: as it says)"),
+    ],
+    ids=["memory", "torch", "disk", "defect"],
+)
+def test_what_nobody_foresaw_fails_one_picture(
     tmp_path: Path,
     painter: Painter,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     command: str,
+    error: Exception,
+    words: str,
 ) -> None:
     import face_restore_worker.images.read as reading
+    import torch  # noqa: F401 - as in a process that restores by itself
 
     names = [str(save_pillow(tmp_path / name, photo())) for name in ("a.png", "b.png")]
     read = reading.read_image
 
-    def too_large(path: Path, **more: int) -> object:
+    def failing(path: Path, **more: int) -> object:
         if path.name == "a.png":
-            raise MemoryError
+            raise error
         return read(path, **more)
 
-    monkeypatch.setattr(reading, "read_image", too_large)
+    monkeypatch.setattr(reading, "read_image", failing)
     more = ["-o", str(tmp_path / "out")] if command == "restore" else []
     assert main([command, *names, *more]) == 1
     said = capsys.readouterr()
-    assert "a.png does not fit into memory" in said.err and "b.png" in said.out
+    assert words in said.err and "b.png" in said.out
+    assert ("Traceback" in said.err) == isinstance(error, ZeroDivisionError)
 
 
 def test_an_output_that_cannot_be_printed_is_a_sentence(tmp_path: Path) -> None:

@@ -74,6 +74,13 @@ def test_a_model_that_does_not_load_is_a_problem_not_the_end(tmp_path: Path) -> 
         assert (body["code"], body["hint"]) == ("checkpoint", "Get it again.")
 
 
+def test_a_long_problem_is_no_hindrance(tmp_path: Path) -> None:
+    words = {"FAKE_ENGINE_START_FAILS": "1", "FAKE_ENGINE_WORDS": "1500"}
+    with Worker(tmp_path, **words) as worker, worker.raw() as client:
+        eventually(lambda: state(client) == "ready", "it tried")
+        assert client.ask("status").body["problem"].startswith("The model is broken. x x")
+
+
 def test_status_is_there_while_models_load(tmp_path: Path) -> None:
     with Worker(tmp_path, FAKE_ENGINE_START_DELAY="1.5") as worker, worker.raw() as client:
         assert state(client) == "loading"

@@ -100,7 +100,7 @@ def _one(path: Path, args: argparse.Namespace, backend: Any) -> Any:
         if error.code == "cancelled":
             raise KeyboardInterrupt from error
         report.error = error
-    except (MemoryError, OSError) as error:
+    except Exception as error:
         report.error = unforeseen(error, report.name)
     return report
 

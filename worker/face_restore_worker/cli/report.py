@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -66,19 +67,34 @@ class FileReport:
         return values
 
 
-def unforeseen(error: MemoryError | OSError, name: str) -> ImageError:
+def unforeseen(error: Exception, name: str) -> FaceRestoreError:
     """The error of one picture for what nothing closer to the cause has put into words.
 
-    name: of the picture, printable.
+    name: of the picture, printable. A defect's traceback is printed; the other pictures go on.
     """
-    if isinstance(error, MemoryError):
+    if _is_out_of_memory(error):
         return ImageError(
             f"{name} does not fit into memory.",
             hint="Close other programs or scale it down.",
             code="too-large",
         )
-    where = "" if error.filename is None else f" ({printable(error.filename)})"
-    return ImageError(f"{name}: {error.strerror or error}{where}.", code="system")
+    if isinstance(error, OSError):
+        where = "" if error.filename is None else f" ({printable(error.filename)})"
+        return ImageError(f"{name}: {error.strerror or error}{where}.", code="system")
+    traceback.print_exception(error)
+    return FaceRestoreError(
+        f"The program failed on {name} ({type(error).__name__}: {error}).",
+        hint="This is a defect: please report it, with the traceback.",
+        code="internal",
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:  # nothing of what raises otherwise was at work
+        return isinstance(error, MemoryError)
+    from face_restore_worker.engine.failures import out_of_memory
+
+    return out_of_memory(error) is not None
 
 
 def in_order(faces: Sequence[Face]) -> list[Face]:

@@ -153,7 +153,7 @@ class Run:
             if error.code == "cancelled":
                 raise KeyboardInterrupt from error
             report.status, report.error = "failed", error
-        except (MemoryError, OSError) as error:
+        except Exception as error:
             report.status, report.error = "failed", unforeseen(error, report.name)
         self.reports.append(report)
         return report

@@ -16,6 +16,7 @@ from typing import Any
 
 from face_restore_shared import wire
 from face_restore_shared.errors import FaceRestoreError, SchemaError
+from face_restore_shared.fields import MAX_TEXT
 from face_restore_shared.schema import ErrorReply
 
 from face_restore_worker.server import memory
@@ -131,7 +132,7 @@ class EngineThread(threading.Thread):
             self._engine.warm_up()
         except BaseException as error:
             reply = self._failure(error, "warming up")
-            self._problem = f"{reply.message} {reply.hint}".strip()
+            self._problem = f"{reply.message} {reply.hint}".strip()[:MAX_TEXT]
         self._describe()
         self._post(WarmedUp())
 
