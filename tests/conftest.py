@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# A shell's job in the background ignores Ctrl+C, and so would every command started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no failure: examples have no deadline, and making them may take its time.
 settings.register_profile(

@@ -46,6 +46,7 @@ def test_variants_take_turns_and_agree(tiny: Weights, tmp_path: Path) -> None:
     assert ratio == pytest.approx(sum(eager.seconds) / sum(ours.seconds))
 
 
+@pytest.mark.slow
 def test_a_variant_that_fails_is_said_and_does_not_stop_the_others(
     tiny: Weights, tmp_path: Path
 ) -> None:
@@ -61,6 +62,7 @@ def test_a_variant_that_fails_is_said_and_does_not_stop_the_others(
     assert any("broken" in text and "exported" in text for text in told)
 
 
+@pytest.mark.slow
 def test_what_ended_a_process_is_said(tmp_path: Path) -> None:
     job = {
         "key": "fp32",

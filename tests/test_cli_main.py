@@ -120,6 +120,7 @@ def test_a_device_that_is_not_there_is_refused_with_the_reason(tmp_path: Path, a
         assert made.run("status").returncode == 3
 
 
+@pytest.mark.slow
 def test_a_restore_on_a_device_that_is_not_there_leaves_no_useless_worker(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -183,6 +183,7 @@ socket.create_connection = socket.getaddrinfo = refused
 """
 
 
+@pytest.mark.slow
 def test_building_touches_no_network_and_needs_little() -> None:
     """Nothing is fetched, and the optional parts of facexlib's dependencies are not imported."""
     code = NO_SOCKETS + (

@@ -47,6 +47,7 @@ def report(error: float = 1e-3, levels: float = 0.5, golden: float = 1e-3) -> di
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says nothing where there is a GPU")
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so_and_stops() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True)
     assert done.returncode == 2 and "needs a GPU" in done.stderr and "Traceback" not in done.stderr

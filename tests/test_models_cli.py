@@ -127,7 +127,10 @@ def test_without_a_terminal_the_licence_has_to_be_accepted_by_option(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
-@pytest.mark.parametrize(("answer", "status"), [(b"n\n", 4), (b"\n", 4), (b"y\n", 0)])
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [(b"n\n", 4), (b"\n", 4), pytest.param(b"y\n", 0, marks=pytest.mark.slow)],
+)
 def test_on_a_terminal_the_licence_is_asked_for(
     home: Path, server: FileServer, answer: bytes, status: int
 ) -> None:

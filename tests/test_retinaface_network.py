@@ -57,6 +57,7 @@ def test_tensors_are_the_published_ones(variant: str) -> None:
     assert shapes == load_structure(f"retinaface-{variant}")
 
 
+@pytest.mark.slow
 def test_loading_a_detector_imports_neither_torchvision_nor_torchs_compiler() -> None:
     code = (
         "import sys\n"
