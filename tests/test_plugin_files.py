@@ -46,6 +46,25 @@ def test_the_commands_that_messages_name_exist() -> None:
         assert not parser._subparsers, words
 
 
+# The letters of the buttons that GIMP puts into the dialog: Load, Save, Reset, Cancel, Help.
+GIMPS_OWN = {"en": "lsrch", "de": "gszch"}
+
+
+def test_each_mnemonic_of_the_dialog_is_given_once() -> None:
+    labels = [text for text, file in translations.source_texts().items()
+              if re.search("_[a-z]", text, re.I) and file in ("procedures.py", "dialog.py")
+              and not text.endswith("…")]  # fmt: skip
+    assert len(labels) > 10
+    languages = {"en": dict(zip(labels, labels, strict=True))}
+    for source, _target in translations.catalogues():
+        languages[source.parents[1].name] = translations.read_po(source)
+    assert languages.keys() == GIMPS_OWN.keys()
+    for language, texts in languages.items():
+        letters = [re.findall(r"_(\w)", texts[label])[0].lower() for label in labels]
+        letters += GIMPS_OWN[language]
+        assert sorted(set(letters)) == sorted(letters), language
+
+
 def test_a_missing_translation_is_found(tmp_path: Path) -> None:
     po = tmp_path / "x.po"
     po.write_text('msgid "a {b}"\nmsgstr "c {d}"\n\nmsgid "two"\nmsgstr ""\n"lines\\n"\n')

@@ -10,6 +10,7 @@ from restore_faces.status import Poller, model_choices
 from restore_faces.worker import Worker
 
 REFRESH_MS = 250
+USUAL_THRESHOLD = 50.0  # percent; where the slider begins for those who switch to one of their own
 OPTIONS = [
     "faces",
     "strength",
@@ -17,9 +18,8 @@ OPTIONS = [
     "keep-colour",
     "mask",
     "layer-per-face",
-    "threshold",
-    "min-face",
 ]
+DETECTION = ["threshold", "min-face"]
 
 
 def ask(procedure: Gimp.Procedure, config: Gimp.ProcedureConfig, worker: Worker) -> bool:
@@ -31,9 +31,13 @@ def ask(procedure: Gimp.Procedure, config: Gimp.ProcedureConfig, worker: Worker)
     content = dialog.get_content_area()
     model = ModelRow(config)
     content.pack_start(model.row, False, False, 6)
-    for name in ("strength", "softness", "threshold"):
+    for name in ("strength", "softness"):
         dialog.get_scale_entry(name, 1.0)
+    threshold = dialog.get_scale_entry("threshold", 1.0)
     dialog.fill(OPTIONS)
+    own = OwnThreshold(config, threshold)
+    content.pack_start(own.button, False, False, 0)
+    dialog.fill(DETECTION)
     line = Gtk.Label(xalign=0.0, wrap=True, max_width_chars=52, selectable=True)
     line.set_margin_top(6)
     content.pack_end(line, False, False, 6)
@@ -53,6 +57,32 @@ def ask(procedure: Gimp.Procedure, config: Gimp.ProcedureConfig, worker: Worker)
         GLib.source_remove(timer)
         poller.close()
         dialog.destroy()
+
+
+class OwnThreshold:
+    """The switch beside the threshold: on is the setting 0, the detector's own value."""
+
+    def __init__(self, config: Gimp.ProcedureConfig, entry: Gtk.Widget) -> None:
+        self._config, self._entry = config, entry
+        self._other = USUAL_THRESHOLD
+        self.button = Gtk.CheckButton.new_with_mnemonic(_("_Use the detector's own threshold"))
+        self.button.connect("toggled", self._chosen)
+        config.connect("notify::threshold", self._show)
+        self._show()
+
+    def _chosen(self, button: Gtk.CheckButton) -> None:
+        value = self._config.get_property("threshold")
+        if button.get_active() and value > 0.0:
+            self._other = value
+            self._config.set_property("threshold", 0.0)
+        elif not button.get_active() and value <= 0.0:
+            self._config.set_property("threshold", self._other)
+
+    def _show(self, *_notified: object) -> None:
+        """Follow the setting, also where Reset or saved settings change it."""
+        own = self._config.get_property("threshold") <= 0.0
+        self.button.set_active(own)
+        self._entry.set_sensitive(not own)
 
 
 class ModelRow:

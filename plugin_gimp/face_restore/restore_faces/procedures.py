@@ -47,7 +47,7 @@ def _restore_procedure(plugin: Gimp.PlugIn, name: str) -> Gimp.Procedure:
             "computer and returns them as new layers above, which are also the return value. "
             "No face: no layer, a message and an empty array."
         ),
-        name,
+        None,  # GIMP's manual has no page about it that the dialog's Help could open
     )
     procedure.set_attribution(AUTHORS, AUTHORS, "2026")
     _add_arguments(procedure)
@@ -89,7 +89,7 @@ def _add_arguments(procedure: Gimp.Procedure) -> None:
     )
     _add_result_arguments(procedure, own)
     _add_number(procedure, "threshold", _("_Detection threshold (%)"), own.threshold, 100.0,
-                _("How sure the detector must be; 0 is its own value"))  # fmt: skip
+                _("How sure the detector must be that it sees a face; 0: its choice"))  # fmt: skip
     procedure.add_int_argument(
         "min-face",
         _("Smallest face (_pixels)"),
@@ -162,13 +162,14 @@ def _run(
 ) -> Gimp.ValueArray:
     worker = Worker()
     try:
+        from restore_faces import run
+
         if run_mode == Gimp.RunMode.INTERACTIVE:
             from restore_faces import dialog
 
+            run.chosen_layers(image, drawables)  # what cannot be done is told before the dialog
             if not dialog.ask(procedure, config, worker):
                 return procedure.new_return_values(Gimp.PDBStatusType.CANCEL, GLib.Error())
-        from restore_faces import run
-
         made, messages = run.restore(image, drawables, _settings(config), worker)
     except errors.NothingToDo as reason:
         Gimp.message(errors.sentence(reason))

@@ -45,7 +45,7 @@ def restore(
 
     Raises FaceRestoreError; NothingToDo when there is no face at all.
     """
-    chosen = _layers(image, drawables)
+    chosen = chosen_layers(image, drawables)
     detect, options = settings.detect_options(), settings.restore_options()
     Gegl.init(None)
     bar = Bar(len(chosen))
@@ -120,7 +120,7 @@ def _together(reasons: Sequence[NothingToDo]) -> NothingToDo:
     return NothingToDo(" ".join(reason.message for reason in reasons), hint=" ".join(hints))
 
 
-def _layers(image: Gimp.Image, drawables: Sequence[Gimp.Drawable]) -> list[Gimp.Layer]:
+def chosen_layers(image: Gimp.Image, drawables: Sequence[Gimp.Drawable]) -> list[Gimp.Layer]:
     """The layers meant: a layer mask stands for its layer. Raises PluginError."""
     if image.get_base_type() == Gimp.ImageBaseType.INDEXED:
         raise PluginError(

@@ -35,12 +35,14 @@ def line(status: StatusReply | None) -> str:
     device = status.device.name or status.device.kind or _("device not known yet")
     if status.state in ("starting", "loading"):
         return _("Worker on {device}: loading the model …").format(device=device)
+    if status.state == "stopping":
+        return _("The worker was just being stopped.")
     if status.state == "busy":
         return _("Worker on {device}: busy, {count} waiting").format(
             device=device, count=status.queue
         )
     if status.models_loaded:
-        return _("Worker on {device}: ready, {models} loaded").format(
+        return _("Worker on {device}: ready; loaded: {models}").format(
             device=device, models=", ".join(status.models_loaded)
         )
     return _("Worker on {device}: ready, the model is loaded when needed").format(device=device)
