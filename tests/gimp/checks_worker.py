@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import time
 from pathlib import Path
 
 from suite import (
@@ -12,7 +11,6 @@ from suite import (
     check,
     connection_with,
     equal,
-    face_begun,
     faces_begun,
     installed_with,
     kill_worker,
@@ -21,6 +19,7 @@ from suite import (
     run,
     state,
     switch,
+    traced,
     true,
     wait_for,
     worker_connection,
@@ -66,7 +65,7 @@ def the_worker_killed_in_the_middle():
     with switch("hold") as hold:
 
         def kill():
-            wait_for(face_begun, "the first face")
+            wait_for(lambda: traced("face"), "the first face")
             kill_worker()
             hold.unlink()
 
@@ -83,10 +82,10 @@ def the_plugin_killed_in_the_middle():
     image, layer = photo("two")
     idle()
     faces_begun()
-    with switch("hold") as hold:
+    with switch("hold"):
 
         def kill():
-            wait_for(face_begun, "the first face")
+            wait_for(lambda: traced("face"), "the first face")
             for pid in plugin_processes():
                 os.kill(pid, signal.SIGKILL)
 
@@ -94,8 +93,7 @@ def the_plugin_killed_in_the_middle():
             outcome = run(image, [layer])
         true(not outcome.good, "a killed plug-in succeeded")
         equal(len(image.get_layers()), 1, "layers")
-        time.sleep(1)  # two of the worker's pulses
-        hold.unlink()
+        wait_for(lambda: traced("dropped"), "the worker's notice that nobody waits for the job")
     idle()
     equal(faces_begun(), ["face 1 of 2"], "faces begun for nobody")
     restored(image, [layer])
@@ -176,7 +174,7 @@ def repeated_runs_do_not_grow():
             restored(image, [layer])
             image.delete()
             sizes.append(memory_of_gimp())
-    wait_for(lambda: not plugin_processes(), "the plug-in's processes gone", 20)
+    wait_for(lambda: not plugin_processes(), "the plug-in's processes gone")
     settled = sizes[len(sizes) // 5]
     true(sizes[-1] - settled < MAY_GROW, f"grown by {sizes[-1] - settled:.1f} MiB: {sizes}")
     return f"{runs} runs, {settled:.1f} MiB after a fifth of them, {sizes[-1]:.1f} MiB at the end"

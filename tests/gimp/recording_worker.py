@@ -2,8 +2,9 @@
 
 In the folder `suite` of FACE_RESTORE_HOME:
   last.json, last.bin  the last restore request and its answer, and their pixels
-  trace                a line for each face begun
-  hold                 while it exists, a job waits where it begins a face
+  trace                a line for each face begun, "dropped" where a job was cancelled while it
+                       waited, "ended" for each job
+  hold                 while it exists, a job waits where it begins a face, or until it is cancelled
   instant              while it exists, no face is looked for: the picture's middle comes back
 """
 
@@ -22,7 +23,7 @@ from face_restore_worker.engine.engine import RestorerEngine
 
 FOLDER = Path(os.environ.get("FACE_RESTORE_HOME", ".")) / "suite"
 LARGEST = 4_000_000  # pixels; larger pictures are not kept
-HOLD_SECONDS = 120.0
+HOLD_SECONDS = 600.0  # should nobody take it away
 
 
 class RecordingEngine(RestorerEngine):
@@ -33,16 +34,14 @@ class RecordingEngine(RestorerEngine):
         if not isinstance(request, RestoreRequest):
             return super().run(request, buffers, progress=progress, cancelled=cancelled)
         kept = [memoryview(buffer.take()) for buffer in buffers]
-        result, answer = (
-            _middle(request, kept)
-            if (FOLDER / "instant").exists()
-            else super().run(
-                request,
-                [_Kept(view) for view in kept],
-                progress=_holding(progress),
-                cancelled=cancelled,
-            )
-        )
+        if (FOLDER / "instant").exists():
+            result, answer = _middle(request, kept)
+        else:
+            again, holding = [_Kept(view) for view in kept], _holding(progress, cancelled)
+            try:
+                result, answer = super().run(request, again, progress=holding, cancelled=cancelled)
+            finally:
+                _trace("ended")
         if request.image.width * request.image.height <= LARGEST:
             _record(request, kept, result, answer)
         return result, answer
@@ -59,15 +58,22 @@ class _Kept:
         return self._view
 
 
-def _holding(progress: Any) -> Any:
+def _trace(line: str) -> None:
+    with (FOLDER / "trace").open("a") as file:
+        file.write(line + "\n")
+
+
+def _holding(progress: Any, cancelled: Any) -> Any:
     def report(stage: str, face: int, faces: int, fraction: float) -> None:
         progress(stage, face, faces, fraction)
-        if stage == "aligning":
-            with (FOLDER / "trace").open("a") as file:
-                file.write(f"face {face} of {faces}\n")
-            deadline = time.monotonic() + HOLD_SECONDS
-            while (FOLDER / "hold").exists() and time.monotonic() < deadline:
-                time.sleep(0.01)
+        if stage != "aligning":
+            return
+        _trace(f"face {face} of {faces}")
+        deadline = time.monotonic() + HOLD_SECONDS
+        while (FOLDER / "hold").exists() and time.monotonic() < deadline:
+            if cancelled():
+                return _trace("dropped")
+            time.sleep(0.01)
 
     return report
 

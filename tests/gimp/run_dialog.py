@@ -119,6 +119,11 @@ class Stage:
         finally:
             (folder / "hold").unlink(missing_ok=True)
 
+    def plugin_runs(self) -> bool:
+        """Whether there is a process of the plug-in."""
+        script = f"{self.outside.name}/profile/plug-ins/face_restore/face_restore.py"
+        return bool(processes(script))
+
     def output(self) -> str:
         """What GIMP and the screen wrote."""
         file = self.outside / "screen.out"
@@ -150,33 +155,42 @@ KEYS = {"en": ("alt+g", "alt+o", "f"), "de": ("alt+k", "alt+w", "g")}
 
 
 def expect_layers(stage: Stage, count: int, what: str, opacity: float | None = None) -> None:
-    """Wait for so many layers, the top one a restored one of this opacity."""
-    eventually(lambda: len(stage.layers()) == count, what)
-    time.sleep(1)
-    found = stage.layers()
-    if len(found) != count:
-        raise Failed(f"{what}: {len(found)} layers, not {count}")
-    if opacity is None:
-        return
-    name, percent, mask = found[0]
-    if not (name.startswith(("Restored faces · ", "Wiederhergestellte")) and mask):
-        raise Failed(f"{what}: {name!r}, mask {mask}")
-    if abs(percent - opacity) > 0.5:
-        raise Failed(f"{what}: opacity {percent}, not {opacity}")
+    """Wait for so many layers, the top one restored, of this opacity; and the plug-in's end."""
+
+    def there() -> bool:
+        found = stage.layers()
+        if opacity is None or len(found) != count:
+            return len(found) == count
+        name, percent, mask = found[0]
+        ours = name.startswith(("Restored faces · ", "Wiederhergestellte"))
+        return ours and mask and abs(percent - opacity) <= 0.5
+
+    try:
+        eventually(there, what)
+        eventually(lambda: not stage.plugin_runs(), f"{what}: the plug-in's end")
+        time.sleep(1)  # for GIMP to notice it
+    except Failed as error:
+        raise Failed(f"{error}, {count} layers and {opacity} %: {stage.layers()}") from None
+    if not there():
+        raise Failed(f"{what}: it did not stay: {stage.layers()}")
 
 
 def open_from_menu(stage: Stage) -> str:
     """Filters > Enhance > Restore Faces…; the dialog's window."""
     screen = stage.screen
-    screen.keys(screen.window(MAIN), "alt+r")
-    time.sleep(2)
-    screen.ask("xdotool", "key", "h")
-    time.sleep(2)
-    screen.screenshot("menu")
-    screen.ask("xdotool", "key", KEYS[stage.language][2])
-    dialog = screen.window(TITLES[stage.language])
-    time.sleep(4)
-    return dialog
+    for patience in (SECONDS / 3, SECONDS):  # a busy GIMP may miss a key while a menu opens
+        screen.keys(screen.window(MAIN), "alt+r")
+        time.sleep(2)
+        screen.ask("xdotool", "key", "h")
+        time.sleep(2)
+        screen.screenshot("menu")
+        screen.ask("xdotool", "key", KEYS[stage.language][2])
+        with contextlib.suppress(Failed):
+            dialog = screen.window(TITLES[stage.language], patience)
+            time.sleep(4)
+            return dialog
+        screen.ask("xdotool", "key", "--delay", "500", "Escape", "Escape", "Escape")
+    raise Failed("the dialog did not open from the menu")
 
 
 def first_gimp(stage: Stage) -> None:
@@ -235,17 +249,15 @@ def second_gimp(stage: Stage) -> None:
     with stage.held_worker() as trace:
         screen.keys(screen.window(MAIN), "ctrl+f")
         eventually(trace.exists, "the first face")
-        script = f"{stage.outside.name}/profile/plug-ins/face_restore/face_restore.py"
-        if not processes(script):
+        if not stage.plugin_runs():
             raise Failed("the plug-in's process is not found")
-        time.sleep(2)
-        press_cancel(screen)
-        eventually(lambda: not processes(script), "the plug-in's end")
+        eventually(lambda: cancelled(stage), "the plug-in's end")
         screen.screenshot("cancelled")
-        time.sleep(1)  # two of the worker's pulses
-    time.sleep(3)
+        # The worker waits where it began the first face: it ends the job there, or goes on later.
+        eventually(lambda: "dropped" in trace.read_text(), "the worker's notice of it")
+    eventually(lambda: "ended" in trace.read_text(), "the job's end")
     begun = trace.read_text().splitlines()
-    if begun != ["face 1 of 2"]:
+    if begun != ["face 1 of 2", "dropped", "ended"]:
         raise Failed(f"after Cancel the worker went on: {begun}")
     expect_layers(stage, 2, "after Cancel")
     say("GIMP's Cancel: the plug-in is gone, the image as before, no second face was begun")
@@ -255,13 +267,22 @@ def second_gimp(stage: Stage) -> None:
     stage.quit()
 
 
+def cancelled(stage: Stage) -> bool:
+    """Whether the plug-in is gone after a click at Cancel, which GIMP may be about to show only."""
+    time.sleep(2)
+    if stage.plugin_runs():
+        press_cancel(stage.screen)
+        time.sleep(2)
+    return not stage.plugin_runs()
+
+
 def press_cancel(screen: Screen) -> None:
     """Click the button Cancel at the right end of the status bar, left of the dialogs."""
     window = screen.window(MAIN)
     text = screen.ask("xdotool", "getwindowgeometry", "--shell", window)
     place = dict(line.split("=") for line in text.splitlines())
     x, y, width, height = (int(place[name]) for name in ("X", "Y", "WIDTH", "HEIGHT"))
-    screen.ask("xdotool", "windowactivate", "--sync", window)
+    screen.activate(window)
     at = (str(x + width - CANCEL_AT[0]), str(y + height - CANCEL_AT[1]))
     screen.ask("xdotool", "mousemove", *at, "click", "1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,18 +23,27 @@ class Screen:
 
     def __init__(self, root: Path, outside: Path, inside: Path) -> None:
         self._root, self._outside, self._inside = root, outside, inside
-        self.name = f":{90 + os.getpid() % 400}"
-        # As for run_suite.gimp: an environment of its own.
+        self.name = ""
         need_window_manager(root)
-        self._server = self.start(
-            "Xvfb", self.name, "-screen", "0", DISPLAY_SIZE, "-nolisten", "tcp"
-        )
-
-        time.sleep(2)
+        # The server chooses a number that is free, and says it once it can be talked to.
+        told, says = os.pipe()
+        command = ("Xvfb", "-displayfd", str(says), "-screen", "0", DISPLAY_SIZE)
+        self._server = self.start(*command, "-nolisten", "tcp", fds=(says,))
+        os.close(says)
+        with os.fdopen(told) as number:
+            ready, _, _ = select.select([number], [], [], SECONDS)
+            self.name = f":{number.readline().strip()}" if ready else ""
+        if self.name in ("", ":"):
+            self._server.kill()
+            raise Failed("Xvfb did not start")
         # Without a window manager no window gets the keyboard.
         self._manager = self.start("openbox")
+        eventually(lambda: self.ask("xdotool", "get_desktop"), "the window manager")
 
-    def start(self, *command: str, **extra: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, *command: str, fds: tuple[int, ...] = (), **extra: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a program on this screen, in an environment of its own (as run_suite.gimp)."""
         env = {
             "PATH": "/usr/bin:/bin",
             "HOME": str(self._inside),
@@ -47,16 +57,16 @@ class Screen:
             ["chroot", str(self._root), "env", "-i", *settings, *command],
             stdout=out,
             stderr=out,
-        )  # fmt: skip
+            pass_fds=fds,
+        )
 
     def ask(self, *command: str) -> str:
-        """The output of a command on this screen; "" when it fails."""
-        done = subprocess.run(
-            ["chroot", str(self._root), "env", f"DISPLAY={self.name}", *command],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        """The output of a command on this screen; "" when it fails or does not end."""
+        line = ["chroot", str(self._root), "env", f"DISPLAY={self.name}", *command]
+        try:
+            done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+        except subprocess.TimeoutExpired:
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
     def window(self, title: str, seconds: float = SECONDS) -> str:
@@ -67,8 +77,18 @@ class Screen:
 
         return eventually(find, f"a window {title!r}", seconds).splitlines()[-1]
 
+    def activate(self, window: str) -> None:
+        """Give the window the keyboard, and wait until it has it."""
+
+        def active() -> bool:
+            self.ask("xdotool", "windowactivate", "--sync", window)
+            return self.ask("xdotool", "getactivewindow") == window
+
+        eventually(active, "the keyboard in the window")
+
     def keys(self, window: str, *keys: str) -> None:
-        self.ask("xdotool", "windowactivate", "--sync", window)
+        """Press the keys in this window, one after the other."""
+        self.activate(window)
         self.ask("xdotool", "key", "--delay", "60", *keys)
 
     def type(self, text: str) -> None:

@@ -282,17 +282,20 @@ def switch(name):
         file.unlink(missing_ok=True)
 
 
+TRACE = FOLDER / "home" / "suite" / "trace"
+
+
+def traced(word):
+    """The lines of recording_worker.py's trace that begin with this, since it was emptied."""
+    lines = TRACE.read_text().splitlines() if TRACE.exists() else []
+    return [line for line in lines if line.startswith(word)]
+
+
 def faces_begun():
-    """The lines of recording_worker.py's trace, and an empty trace from now on."""
-    file = FOLDER / "home" / "suite" / "trace"
-    lines = file.read_text().splitlines() if file.exists() else []
-    file.unlink(missing_ok=True)
+    """The faces that the worker has begun; none from now on."""
+    lines = traced("face")
+    TRACE.unlink(missing_ok=True)
     return lines
-
-
-def face_begun():
-    """Whether the worker has begun a face since the trace was emptied."""
-    return (FOLDER / "home" / "suite" / "trace").exists()
 
 
 @contextmanager
@@ -339,5 +342,7 @@ class Meanwhile:
 
     def __exit__(self, *exc):
         self._thread.join(120)
+        if exc[0] is None:
+            true(not self._thread.is_alive(), "what was to be done meanwhile goes on")
         if self._error is not None and exc[0] is None:
             raise self._error
