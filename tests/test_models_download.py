@@ -23,7 +23,7 @@ from tiny_models import MOBILE, OTHER, detector_state, digest, file_entry, gpen_
 
 GPEN = pack(gpen_state())
 DETECTOR = pack(detector_state())
-FAST = Limits(connect_timeout=5, read_timeout=5, attempts=2, pause=0.0)
+FAST = Limits(connect_timeout=60, read_timeout=60, attempts=2, pause=0.0)
 
 
 @pytest.fixture(autouse=True)

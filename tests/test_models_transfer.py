@@ -17,7 +17,7 @@ from face_restore_worker.models.transfer import Limits, Progress, TransferError,
 from http_server import FileServer, ProxyServer, Route
 
 BODY = bytes(os.urandom(300_000))
-FAST = Limits(connect_timeout=5, read_timeout=5, attempts=3, pause=0.0)
+FAST = Limits(connect_timeout=60, read_timeout=60, attempts=3, pause=0.0)
 EXACT = ModelFile(("unused",), None, len(BODY), True)
 
 

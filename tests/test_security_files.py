@@ -80,7 +80,7 @@ def _refused_to_start(home: Path, why: str) -> None:
         env={**os.environ, "FACE_RESTORE_HOME": str(home)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 1 and why in done.stderr, done
     assert "Traceback" not in done.stderr

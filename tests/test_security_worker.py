@@ -255,6 +255,6 @@ def test_more_connections_than_there_are_descriptors(tmp_path: Path) -> None:
         eventually(lambda: process.num_fds() >= limit - 1, "no descriptor is left")
         for peer in peers:
             peer.close()
-        eventually(lambda: process.num_fds() <= before + 2, "they are free again", 60)
+        eventually(lambda: process.num_fds() <= before + 2, "they are free again")
         with worker.raw() as client:
             assert state(client)

@@ -20,7 +20,10 @@ from face_restore_shared.schema import StatusReply
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_engine.py"))]
 
 
-def eventually(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+HANG_SECONDS = 120.0  # what takes longer does not come: a busy machine is given time
+
+
+def eventually(condition: Callable[[], Any], what: str, seconds: float = HANG_SECONDS) -> Any:
     """What `condition` returns once it is true; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -128,12 +131,12 @@ class RawClient:
     ) -> None:
         self.socket.send_multipart(wire.message(kind, request, body, buffers))
 
-    def receive(self, seconds: float = 20.0) -> tuple[wire.Header, list[bytes]]:
+    def receive(self, seconds: float = HANG_SECONDS) -> tuple[wire.Header, list[bytes]]:
         assert self.socket.poll(int(seconds * 1000)), "the worker said nothing"
         first, *rest = self.socket.recv_multipart()
         return wire.decode_header(first), rest
 
-    def receive_final(self, seconds: float = 30.0) -> tuple[wire.Header, list[bytes]]:
+    def receive_final(self, seconds: float = HANG_SECONDS) -> tuple[wire.Header, list[bytes]]:
         """The next message that is no pulse, progress or accepted."""
         while True:
             header, frames = self.receive(seconds)
