@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -168,6 +169,37 @@ def test_logs_are_followed_when_they_are_rotated(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signal")
+def test_the_end_of_the_terminal_ends_a_command_in_order(tmp_path: Path) -> None:
+    """Otherwise the benchmark's worker would stay for ever; but nohup means what it says."""
+    home = Home(tmp_path)
+    log = tmp_path / "state" / "logs" / "worker.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("one\n")
+    for ignored in (False, True):
+        script = f"trap '{'' if ignored else '-'}' HUP; exec \"$@\""
+        process = subprocess.Popen(
+            ["sh", "-c", script, "sh", *home.command("worker", "logs", "--follow")],
+            env=home.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "one\n"
+            process.send_signal(signal.SIGHUP)
+            if ignored:
+                with log.open("a") as file:
+                    file.write("two\n")
+                assert process.stdout.readline() == "two\n"
+                process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def test_bench_takes_whole_faces_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (see ``exits.Exit``)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _prepare_streams()
-    _end_on_sigterm()
+    _end_in_order()
     share_processor()
     try:
         if compat.is_legacy(arguments):
@@ -129,14 +129,19 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _end_on_sigterm() -> None:
-    """SIGTERM ends as Ctrl-C does: the job is cancelled and no half-written file is left."""
+def _end_in_order() -> None:
+    """SIGTERM, and the end of the terminal, end as Ctrl-C does.
+
+    The job is cancelled, no half-written file is left, nor a worker that a benchmark started.
+    """
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    # Not in another thread, where Python sets no handlers.
-    try:
-        signal.signal(signal.SIGTERM, handle)
-    except ValueError:
-        return
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is None or signal.getsignal(number) is signal.SIG_IGN:  # Windows; nohup
+            continue
+        # Not in another thread, where Python sets no handlers.
+        with contextlib.suppress(ValueError):
+            signal.signal(number, handle)
