@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -233,6 +234,25 @@ def test_a_closed_port_and_a_hang_up_are_said() -> None:
         port = free.getsockname()[1]
     with pytest.raises(PeerLost):
         ZmtpClient("127.0.0.1", port, "face-restore", TOKEN)
+
+
+def test_a_socket_that_takes_no_options_is_a_lost_peer(
+    server: EchoServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As macOS tells that the peer has hung up already."""
+
+    class Refusing(socket.socket):
+        def setsockopt(self, *_arguments: object) -> None:  # type: ignore[override]
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    def connect(address: tuple[str, int], timeout: float) -> socket.socket:
+        one = Refusing()
+        one.connect(address)
+        return one
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(PeerLost):
+        ZmtpClient("127.0.0.1", server.port, "face-restore", TOKEN)
 
 
 def serve_bytes(payload: bytes, ends: bool = False) -> int:

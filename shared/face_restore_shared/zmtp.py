@@ -96,15 +96,22 @@ class ZmtpClient:
         except OSError as error:
             raise PeerLost(f"Nothing answers on {host}:{port} ({error}).") from error
         try:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._socket.setblocking(False)
-            if _KERNEL_WAITS:
-                beat = struct.pack("@ll", int(heartbeat), int(heartbeat % 1 * 1e6))
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, beat)
+            self._prepare()
             self._handshake(username.encode(), password.encode(), deadline)
         except BaseException:
             self.close()
             raise
+
+    def _prepare(self) -> None:
+        """Set the socket's options; macOS refuses that when the peer has hung up already."""
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket.setblocking(False)
+            if _KERNEL_WAITS:
+                beat = struct.pack("@ll", int(self._heartbeat), int(self._heartbeat % 1 * 1e6))
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, beat)
+        except OSError as error:
+            raise PeerLost(f"The worker closed the connection ({error}).") from error
 
     def __enter__(self) -> ZmtpClient:
         return self

@@ -90,6 +90,14 @@ def known(code: str) -> tuple[str, str] | None:
             _("The picture is larger than the worker takes."),
             _("Select the part with the faces and run the filter again."),
         ),
+        "internal": (
+            _("The worker met a defect of its own."),
+            _("Run the filter again; if that does not help, report it with the log."),
+        ),
+        "connection-file": (
+            _("The file that says where the worker is cannot be used."),
+            _("Restart it in a terminal: face-restore worker restart"),
+        ),
         "protocol-mismatch": (
             _("The plug-in and the worker are of versions that do not fit together."),
             _("Update the older one; details:"),

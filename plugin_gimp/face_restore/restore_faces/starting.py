@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from face_restore_shared import paths
+from face_restore_shared import paths, spawning
 from face_restore_shared.errors import FaceRestoreError
 
 from restore_faces.errors import PluginError
@@ -20,11 +18,6 @@ from restore_faces.i18n import _
 START_SECONDS = 60.0
 NOTICE_SECONDS = 10.0  # a request that nobody took by then will not be taken
 REQUEST = "start-request"  # installer/face-restore-worker.path watches it
-
-# What GIMP, AppImage and other bundles set for themselves would break the worker's Python.
-_SCRUBBED_PREFIXES = ("PYTHON", "GIMP", "GEGL", "BABL", "GTK_", "GDK_PIXBUF", "GIO_", "GI_")
-_SCRUBBED = ("APPDIR", "APPIMAGE", "ARGV0", "OWD", "LD_PRELOAD", "__PYVENV_LAUNCHER__")
-_BUNDLED = ("APPDIR", "APPIMAGE", "GIMP3_PLUGINDIR", "GIMP3_DATADIR")
 
 
 class Start(Protocol):
@@ -49,22 +42,10 @@ class Spawned:
 
     def __init__(self, command: Sequence[str], output: Path) -> None:
         self._output = output
-        self._offset = output.stat().st_size if output.exists() else 0
+        self._offset = spawning.prepare_output(output)
         self._deadline = time.monotonic() + START_SECONDS
-        paths.private_folder(output.parent)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-        home = Path("~").expanduser()
         try:
-            with os.fdopen(os.open(output, flags, 0o600), "ab") as stream:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=stream,
-                    cwd=home if home.is_dir() else None,
-                    env=environment(),
-                    **_detached(),
-                )
+            self._process = spawning.spawn(command, output, spawning.environment())
         except OSError as error:
             raise PluginError(
                 _("The worker could not be started: {why}.").format(why=error),
@@ -85,12 +66,7 @@ class Spawned:
         """Nothing: the worker stays."""
 
     def _failed(self, why: str) -> PluginError:
-        try:
-            with self._output.open("rb") as file:
-                file.seek(self._offset)
-                tail = file.read(64 * 1024).decode("utf-8", "replace").strip().splitlines()[-3:]
-        except OSError:
-            tail = []
+        tail = spawning.tail(self._output, self._offset, 3)
         said = f'"{" ".join(tail)}"' if tail else ""
         return PluginError(
             " ".join(part for part in (_("The worker could not be started."), why, said) if part),
@@ -148,21 +124,3 @@ def sandbox_name() -> str:
     if "gimp" in os.environ.get("SNAP_NAME", "") or "/snap/gimp" in os.environ.get("SNAP", ""):
         return "Snap"
     return ""
-
-
-def environment() -> dict[str, str]:
-    """The environment for the worker, without what belongs to GIMP or a bundle."""
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(_SCRUBBED_PREFIXES) and name not in _SCRUBBED
-    }
-    if any(name in os.environ for name in _BUNDLED):
-        env.pop("LD_LIBRARY_PATH", None)
-    return env
-
-
-def _detached() -> dict[str, Any]:
-    if sys.platform == "win32":
-        return {"creationflags": 0x00000008 | 0x00000200 | 0x08000000}  # detached, no window
-    return {"start_new_session": True}
