@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent / "tests"
 # Tests of the marker "long" take minutes each; "slow" ones are a few minutes together.
 FAST, SLOW, ALL = "not slow and not long", "not long", "long or not long"
+
+MEMORY_EACH = 2 << 30
 
 Command = tuple[str, ...]
 
@@ -81,9 +84,33 @@ def steps(options: argparse.Namespace) -> list[tuple[str, Command]]:
     return found
 
 
+def processes_at_once(cores: int, memory: int) -> int:
+    """How many tests to run at once. memory: the machine's, in bytes.
+
+    Many wait for processes rather than compute: one more than there are cores. Each process has
+    torch loaded, and some work on large pictures.
+    """
+    return max(1, min(cores + 1, memory // MEMORY_EACH))
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 2
+
+
+def memory() -> int:
+    """The machine's memory in bytes; plenty where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
+
+
 def pytest_command(options: argparse.Namespace) -> Command:
-    """Many tests wait for processes rather than compute: more of them at once than cores."""
-    jobs = str((os.cpu_count() or 2) + 1)
+    """The command of the tests that are asked for."""
+    jobs = str(processes_at_once(cores(), memory()))
     chosen = ALL if options.long else SLOW if options.slow else FAST
     # Neighbours stay together: what a module's tests share is made once, not in every process.
     shared_out = ("-n", jobs, "--dist", "worksteal")
