@@ -13,7 +13,7 @@ from pathlib import Path
 
 import plugin_path
 import pytest
-from face_restore_shared import wire
+from face_restore_shared import spawning, wire
 from face_restore_shared.errors import FaceRestoreError
 from face_restore_shared.schema import DetectOptions, RestoreOptions
 from face_restore_shared.zmtp import PeerLost
@@ -24,7 +24,6 @@ from restore_faces.bundled import Paths, read_paths
 from restore_faces.job import Picture, Session
 from restore_faces.options import Settings
 from restore_faces.sending import Strips
-from restore_faces.starting import environment
 from restore_faces.worker import Worker
 from worker_process import FAKE, eventually
 from worker_process import Worker as FakeWorker
@@ -293,9 +292,11 @@ def test_the_workers_environment_has_nothing_of_gimp(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, "/gimp")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/bundle")
     monkeypatch.setenv("KEPT_AS_IT_IS", "yes")
-    env = environment()
+    monkeypatch.setenv("FACE_RESTORE_HOME", "here")  # the worker lives in another folder
+    env = spawning.environment()
     assert "/gimp" not in env.values() and "LD_LIBRARY_PATH" not in env
     assert env["KEPT_AS_IT_IS"] == "yes"
+    assert env["FACE_RESTORE_HOME"] == str(Path("here").absolute())
 
 
 def test_settings_become_options() -> None:

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import face_restore_shared
 from face_restore_shared import connection as connection_module
-from face_restore_shared import paths, wire
+from face_restore_shared import paths, spawning, wire
 from face_restore_shared.connection import Connection
 from face_restore_shared.errors import ConnectionFileError, FaceRestoreError
 from face_restore_shared.schema import StatusReply
@@ -34,14 +34,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.05
 PATIENCE_SECONDS = 1.0  # with a worker that was stopped or made way for another
-OUTPUT_KEPT = 256 * 1024
 TAIL_LINES = 15
-
-# What GIMP, AppImage and desktop bundles set for their own libraries and Python.
-_SCRUBBED_PREFIXES = ("PYTHON", "GIMP", "GEGL", "BABL", "GTK_", "GDK_PIXBUF", "GIO_", "GI_")
-_SCRUBBED = ("APPDIR", "APPIMAGE", "ARGV0", "OWD", "LD_PRELOAD", "__PYVENV_LAUNCHER__")
-_FOLDERS = ("FACE_RESTORE_HOME", "FACE_RESTORE_MODELS", "FACE_RESTORE_CATALOGUE")
-_BUNDLED = ("APPDIR", "APPIMAGE", "GIMP3_PLUGINDIR", "GIMP3_DATADIR")
 
 
 def find() -> Connection | None:
@@ -116,7 +109,7 @@ class _Start:
     def __init__(self, command: list[str]) -> None:
         self._command = command
         self._output = paths.output_file()
-        self._offset = _prepare_output(self._output)
+        self._offset = spawning.prepare_output(self._output)
         self._spawn()
 
     def _spawn(self) -> None:
@@ -211,20 +204,8 @@ def restart(options: Sequence[str] = (), timeout: float = START_SECONDS) -> Conn
 
 
 def environment() -> dict[str, str]:
-    """The environment for a worker, without what belongs to GIMP or a bundle.
-
-    LD_LIBRARY_PATH stays unless a bundle set it: some systems need it for CUDA.
-    """
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(_SCRUBBED_PREFIXES) and name not in _SCRUBBED
-    }
-    if any(name in os.environ for name in _BUNDLED):
-        env.pop("LD_LIBRARY_PATH", None)
-    for name in _FOLDERS:  # the worker lives in another folder
-        if env.get(name):
-            env[name] = str(Path(env[name]).expanduser().absolute())
+    """The environment for a worker; see spawning.environment. In a checkout it finds its code."""
+    env = spawning.environment()
     roots = [str(Path(module.__file__ or "").resolve().parents[1]) for module in _PACKAGES]
     checkout = [root for root in roots if "site-packages" not in Path(root).parts]
     if checkout:
@@ -262,39 +243,9 @@ def _connect(timeout: float) -> Connection | None:
     return found
 
 
-def _prepare_output(path: Path) -> int:
-    """Make room in the file of the standard streams; returns where new text will begin."""
-    paths.private_folder(path.parent)
-    try:
-        size = path.stat().st_size
-        if size <= OUTPUT_KEPT:
-            return size
-        os.truncate(path, 0)
-    except OSError:  # not there; whatever else is wrong shows when it is opened
-        pass
-    return 0
-
-
 def _spawn(command: list[str], output: Path) -> subprocess.Popen[bytes]:
-    """Start a process of its own session, its streams in `output`, in the home folder."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-    home = os.path.expanduser("~")  # noqa: PTH111 - does not raise
-    detach: Mapping[str, object] = (
-        {"creationflags": 0x00000008 | 0x00000200 | 0x08000000}  # detached, own group, no window
-        if os.name == "nt"
-        else {"start_new_session": True}
-    )
     try:
-        with os.fdopen(os.open(output, flags, 0o600), "ab") as stream:
-            process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                cwd=home if Path(home).is_dir() else None,
-                env=environment(),
-                **detach,
-            )
+        process = spawning.spawn(command, output, environment())
     except OSError as error:
         raise WorkerStartFailed(
             f"The worker could not be started: {error}.",
@@ -306,14 +257,7 @@ def _spawn(command: list[str], output: Path) -> subprocess.Popen[bytes]:
 
 
 def _tail(path: Path, offset: int) -> str:
-    """The last lines written since `offset`."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            text = file.read(OUTPUT_KEPT).decode("utf-8", "replace")
-    except OSError:
-        return ""
-    return "\n".join(text.strip().splitlines()[-TAIL_LINES:])
+    return "\n".join(spawning.tail(path, offset, TAIL_LINES))
 
 
 def _wait_gone(connection: Connection, timeout: float) -> bool:
