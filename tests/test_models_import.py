@@ -253,6 +253,21 @@ def test_no_such_file_and_folders(store: ModelStore, tmp_path: Path) -> None:
         import_file(store, tmp_path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_path_that_is_no_text(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    file = write(folder / "a.pth", gpen_state())
+    with pytest.raises(CheckpointError, match="not valid UTF-8") as caught:
+        import_file(store, file)
+    assert "Rename" in caught.value.hint
+    monkeypatch.chdir(folder)  # the name alone is text
+    assert import_file(store, "a.pth").id == "gpen-bfr-2048"
+    assert store.verify("gpen-bfr-2048") == []
+
+
 def test_importing_again_replaces(store: ModelStore, tmp_path: Path) -> None:
     import_file(store, write(tmp_path / "a.pth", gpen_state(seed=1)))
     import_file(store, write(tmp_path / "b.pth", gpen_state(seed=2)))

@@ -36,8 +36,13 @@ def sniff(path: Path) -> Kind:
 
     Raises:
         CheckpointError: there is no such file, it is a folder, is empty, is a Git LFS pointer, a
-            web page or something else that is no model file.
+            web page or something else that is no model file; or its path is no text.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        what = "cannot be opened: its path is not valid UTF-8, which model files' readers need"
+        raise fail(path, what, "Rename the file, or the folder it lies in.", "unreadable") from None
     size = _size_of_regular_file(path)
     try:
         with path.open("rb") as file:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from face_restore_shared.paths import shown
+
 from face_restore_worker.errors import CheckpointError, ModelError
 from face_restore_worker.models import files
 from face_restore_worker.models.catalogue import Catalogue, ModelEntry
@@ -117,7 +119,7 @@ def import_file(
             entry,
             found,
             source="import",
-            origin=str(path.resolve()),
+            origin=shown(path.resolve()),
             digest=digest,
             size=path.stat().st_size,
         )
