@@ -37,6 +37,31 @@ def test_a_quiet_folder_run_says_nothing_but_errors(
     assert "c.png is empty" in capsys.readouterr().err
 
 
+def test_saved_faces_are_no_inputs(tmp_path: Path, painter: Painter) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save_pillow(folder / "a.png", photo())
+    for inputs in (folder, folder / "**" / "*.png"):
+        command = [inputs, "-r", "-o", folder / "out", "--save-faces", folder / "faces"]
+        for _ in range(2):
+            assert run(*command) == 0
+    assert [p.name for p in (folder / "out").iterdir()] == ["a.png"]
+    assert len(list((folder / "faces").iterdir())) == 6
+    # Faces beside the inputs are the user's wish, and hide no input.
+    assert run(folder / "*.png", "-o", tmp_path / "out", "--save-faces", folder) == 0
+    assert len(list(folder.glob("a-face*.png"))) == 6
+
+
+def test_an_extension_for_one_picture_has_no_effect_and_that_is_said(
+    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = save_pillow(tmp_path / "a.png", photo())
+    for name, said in (("b.png", True), ("c.TIF", False), ("out/", False)):
+        assert run(source, "-o", f"{tmp_path}/{name}", "--ext", "tif") == 0
+        assert ("--ext .tif has no effect" in capsys.readouterr().err) == said
+    assert (tmp_path / "out" / "a.tif").exists()
+
+
 @pytest.mark.parametrize("command", ["restore", "detect"])
 def test_a_name_too_long_is_a_failed_picture(
     tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str], command: str
@@ -96,9 +121,12 @@ def test_an_output_that_cannot_be_printed_is_a_sentence(tmp_path: Path) -> None:
                 command, env=home.env, stdout=full, stderr=subprocess.PIPE, text=True
             )
         assert (done.returncode, done.stderr) == (3, "face-restore: No space left on device.\n")
-    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
-    done = subprocess.run(shell, env=home.env, stderr=subprocess.PIPE, text=True)
+    shell = ["sh", "-c", 'exec "$@" >&- <&-', "sh"]
+    done = subprocess.run([*shell, *command], env=home.env, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+    command = home.command("models", "download", "gpen-bfr-256")  # asks on standard input
+    done = subprocess.run([*shell, *command], env=home.env, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 4 and "no terminal to ask at" in done.stderr
 
 
 @pytest.mark.parametrize(

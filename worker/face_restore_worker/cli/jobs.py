@@ -64,6 +64,7 @@ def plan(
     *,
     recursive: bool = False,
     extension: str | None = None,
+    apart: Sequence[str] = (),
 ) -> Plan:
     """Find the pictures that ``inputs`` name and decide where each is written.
 
@@ -72,16 +73,20 @@ def plan(
         output: a file for one picture; a folder (made when needed) for several.
         recursive: also look into the folders' sub-folders.
         extension: of the outputs in a folder, such as ".png"; None keeps each input's.
+        apart: further folders that this run writes to, whose pictures are no inputs.
 
     Raises:
         UsageError: nothing to do, or the output does not fit the inputs.
     """
     target = Path(output)
-    found, notes, is_single = _collect(inputs, target, recursive)
+    outputs = [target, *map(Path, apart)]
+    found, notes, is_single = _collect(inputs, outputs, recursive)
     if not found:
         raise _nothing_found(inputs, recursive)
     if is_single and not _means_folder(output):
         only = found[0]
+        if extension not in (None, target.suffix.lower()):
+            notes.append(f"--ext {extension} has no effect: {printable(target)} names the format")
         return Plan([Job(only.source, target, str(only.relative), target.stem)], False, notes)
     if target.exists() and not target.is_dir():
         raise UsageError(
@@ -100,7 +105,7 @@ def plan(
 
 def sources(inputs: Sequence[str], *, recursive: bool = False) -> list[Path]:
     """The pictures that ``inputs`` name; UsageError when there are none."""
-    found, _notes, _is_single = _collect(inputs, None, recursive)
+    found, _notes, _is_single = _collect(inputs, (), recursive)
     if not found:
         raise _nothing_found(inputs, recursive)
     return [item.source for item in found]
@@ -112,7 +117,7 @@ def _means_folder(output: str) -> bool:
 
 
 def _collect(
-    inputs: Sequence[str], target: Path | None, recursive: bool
+    inputs: Sequence[str], outputs: Sequence[Path], recursive: bool
 ) -> tuple[list[_Found], list[str], bool]:
     found: dict[Path, _Found] = {}
     notes: list[str] = []
@@ -121,7 +126,7 @@ def _collect(
         path = Path(text)
         if os.path.isdir(path):  # noqa: PTH112 - does not raise for names too long or closed folders
             is_single = False
-            some = _in_folder(path, target, recursive)
+            some = _in_folder(path, outputs, recursive)
             if not some and len(inputs) > 1:
                 notes.append(f"the folder {printable(path)} holds no pictures")
         elif os.path.lexists(path) or not glob.has_magic(text):
@@ -129,7 +134,7 @@ def _collect(
             some = [_Found(path, Path(path.name))]
         else:
             is_single = False
-            some = _matching(text, target)
+            some = _matching(text, outputs)
             if not some and len(inputs) > 1:
                 notes.append(f"no picture matches {text}")
         for item in some:
@@ -137,15 +142,15 @@ def _collect(
     return list(found.values()), notes, is_single
 
 
-def _in_folder(folder: Path, target: Path | None, recursive: bool) -> list[_Found]:
-    """Pictures of a folder by extension, without hidden ones and without the output folder."""
+def _in_folder(folder: Path, outputs: Sequence[Path], recursive: bool) -> list[_Found]:
+    """Pictures of a folder by extension, without hidden ones and without the output folders."""
     found: list[_Found] = []
     for top, folders, names in os.walk(folder, onerror=_cannot_list):
         here = Path(top)
         folders[:] = sorted(
             name
             for name in folders
-            if recursive and not name.startswith(".") and not _same(here / name, target)
+            if recursive and not name.startswith(".") and not _is_any(here / name, outputs)
         )
         for name in sorted(names):
             path = here / name
@@ -162,7 +167,7 @@ def _cannot_list(error: OSError) -> None:
     ) from error
 
 
-def _matching(pattern: str, target: Path | None) -> list[_Found]:
+def _matching(pattern: str, outputs: Sequence[Path]) -> list[_Found]:
     """Pictures that match a pattern; paths are kept from the first part with a wildcard on."""
     fixed = Path()
     for part in Path(pattern).parts[:-1]:
@@ -172,15 +177,18 @@ def _matching(pattern: str, target: Path | None) -> list[_Found]:
     found = []
     for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 - patterns as in a shell
         path = Path(name)
-        inside = any(_same(parent, target) for parent in path.parents)
+        relative = path.relative_to(fixed)
+        inside = any(_is_any(fixed / folder, outputs) for folder in relative.parents[:-1])
         if path.is_file() and path.suffix.lower() in PICTURE_EXTENSIONS and not inside:
-            found.append(_Found(path, path.relative_to(fixed)))
+            found.append(_Found(path, relative))
     return found
 
 
-def _same(one: Path, other: Path | None) -> bool:
-    if other is None:
-        return False
+def _is_any(path: Path, others: Sequence[Path]) -> bool:
+    return any(_same(path, other) for other in others)
+
+
+def _same(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
     except OSError:

@@ -121,9 +121,9 @@ def _say(error: FaceRestoreError) -> None:
 
 def _prepare_streams() -> None:
     """Neither file names of any bytes nor closed streams may end the program when it prints."""
-    for name in ("stdout", "stderr"):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - for good
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - for good
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

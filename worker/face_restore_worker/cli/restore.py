@@ -112,7 +112,13 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carry out ``face-restore restore ...``; returns the exit status."""
     _check(args)
-    todo = plan(args.inputs, args.output, recursive=args.recursive, extension=_extension(args.ext))
+    todo = plan(
+        args.inputs,
+        args.output,
+        recursive=args.recursive,
+        extension=_extension(args.ext),
+        apart=[] if args.save_faces is None else [args.save_faces],
+    )
     from face_restore_worker.cli.runner import Run
 
     return Run(args, todo).execute()
