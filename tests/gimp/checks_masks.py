@@ -55,7 +55,7 @@ def a_mask_that_is_off_hides_nothing():
 
 @check
 def the_mask_of_a_layer_that_a_filter_enlarges():
-    """The filtered copy begins left of the layer: its columns are not the mask's."""
+    """The filtered copy is larger than the layer and its mask."""
     width, height, data = picture("face")
     image = new_image(900, 800)
     layer = new_layer(image, width, height, data, at=(100, 80))
@@ -99,3 +99,23 @@ def alpha_in_a_locked_group():
         alpha = floats(whole(new, "A float"))
         worst = max(abs(a - b) for a, b in zip(alpha, soft, strict=True))
         true(worst < 1 / 255, f"alpha differs from the mask by {worst}")
+
+
+@check
+def a_group_that_a_filter_in_it_enlarges():
+    """GIMP tells the group's old size: reading its pixels as they are ends the plug-in."""
+    width, height, data = picture("face")
+    image = new_image(900, 800)
+    outer, inner = (Gimp.GroupLayer.new(image, name) for name in ("outer", "inner"))
+    image.insert_layer(outer, None, 0)
+    image.insert_layer(inner, outer, 0)
+    layer = new_layer(image, width, height, data, at=(100, 80))
+    image.reorder_item(layer, inner, 0)
+    (plain,) = restored(image, [outer])
+    shadow = Gimp.DrawableFilter.new(layer, "gegl:dropshadow", "shadow")
+    shadow.get_config().set_property("x", 60.0)
+    layer.append_filter(shadow)
+    shadow.update()
+    (new,) = restored(image, [outer])
+    equal(offsets(new), offsets(plain), "offsets")
+    equal(len(layer.get_filters()), 1, "filters left on the source")

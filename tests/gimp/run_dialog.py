@@ -154,6 +154,18 @@ TITLES = {"en": "^Restore Faces$", "de": "^Gesichter wiederherstellen$"}
 KEYS = {"en": ("alt+g", "alt+o", "f"), "de": ("alt+k", "alt+w", "g")}
 
 
+# Mnemonics: of the switch for the detector's own threshold, of the threshold.
+THRESHOLD_KEYS = {"en": ("alt+u", "alt+d"), "de": ("alt+v", "alt+n")}
+
+
+def expect_threshold(stage: Stage, threshold: float | None) -> None:
+    """What the worker was asked for last; None: the detector's own."""
+    told = json.loads((stage.outside / "home/suite/last.json").read_text())
+    found = told["request"]["detect"]["threshold"]
+    if found != threshold:
+        raise Failed(f"the detection threshold is {found}, not {threshold}")
+
+
 def expect_layers(stage: Stage, count: int, what: str, opacity: float | None = None) -> None:
     """Wait for so many layers, the top one restored, of this opacity; and the plug-in's end."""
 
@@ -209,13 +221,20 @@ def first_gimp(stage: Stage) -> None:
     screen.ask("xdotool", "key", "Tab")
     time.sleep(1)
     screen.screenshot("dialog")
+    switch, threshold = THRESHOLD_KEYS[stage.language]
+    screen.keys(dialog, switch, threshold, "ctrl+a")
+    screen.type("35")
+    screen.ask("xdotool", "key", "Tab")
+    time.sleep(1)
+    screen.screenshot("threshold")
     with stage.held_worker() as trace:
         screen.keys(dialog, restore)
         eventually(trace.exists, "the first face")
         time.sleep(2)
         screen.screenshot("progress")
     expect_layers(stage, 2, "run with a changed value", 70)
-    say("run with a changed value: a layer at 70 %")
+    expect_threshold(stage, 0.35)
+    say("run with changed values: a layer at 70 %, detected from 35 % on")
     time.sleep(3)
     screen.screenshot("result")
     screen.keys(screen.window(MAIN), "ctrl+z")
@@ -231,9 +250,11 @@ def first_gimp(stage: Stage) -> None:
     dialog = screen.window(TITLES[stage.language])
     time.sleep(2)
     screen.screenshot("re-show")
+    screen.keys(dialog, switch)
     screen.keys(dialog, restore)
     expect_layers(stage, 4, "Re-show", 70)
-    say("Filters > Re-show: the dialog, with the last 70 %")
+    expect_threshold(stage, None)
+    say("Filters > Re-show: the dialog, with the last 70 %; the detector's own threshold again")
     stage.quit()
 
 

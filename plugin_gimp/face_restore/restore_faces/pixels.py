@@ -43,7 +43,7 @@ class Source:
 @contextmanager
 def opened(image: Gimp.Image, layer: Gimp.Layer) -> Iterator[Source]:
     """The layer's pixels with its non-destructive filters; the image is left alone."""
-    if not any(effect.get_visible() for effect in layer.get_filters()):
+    if not _is_filtered(layer):
         yield _source(image, layer, layer)
         return
     scratch = Gimp.Image.new_with_precision(
@@ -74,6 +74,17 @@ def opened(image: Gimp.Image, layer: Gimp.Layer) -> Iterator[Source]:
         yield _source(image, layer, copy)
     finally:
         scratch.delete()
+
+
+def _is_filtered(layer: Gimp.Layer) -> bool:
+    """Whether a filter is at work on the layer or, in a group, on any layer in it.
+
+    A filter that enlarges a layer enlarges its group, of which GIMP 3.0 tells plug-ins the old
+    size: reading such a group's pixels ends the plug-in at once, without a word to the user.
+    """
+    if any(effect.get_visible() for effect in layer.get_filters()):
+        return True
+    return layer.is_group() and any(map(_is_filtered, layer.get_children()))
 
 
 def _source(image: Gimp.Image, layer: Gimp.Layer, drawable: Gimp.Drawable) -> Source:
