@@ -230,6 +230,27 @@ def test_the_end_of_the_terminal_ends_a_command_in_order(tmp_path: Path) -> None
             process.communicate()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["worker", "logs", "--lines", "many"], "not a whole number"),
+        (["gimp", "check", "--timeout", "soon"], "'soon' is not a number"),
+        (["gimp", "check", "--timeout", "0"], "not a time from 0"),
+    ],
+)
+def test_numbers_that_are_none(
+    arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2 and why in capsys.readouterr().err
+
+
+def test_a_gimp_command_with_an_open_quote(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gimp", "check", "--gimp", "my 'gimp"]) == 2
+    assert "my 'gimp cannot be read: no closing quotation" in capsys.readouterr().err
+
+
 def test_bench_takes_whole_faces_only(capsys: pytest.CaptureFixture[str]) -> None:
     for faces in ("1.5", "0", "two"):
         with pytest.raises(SystemExit) as caught:

@@ -14,6 +14,8 @@ from face_restore_shared.errors import FaceRestoreError
 from face_restore_shared.version import __version__
 
 from face_restore_worker.cli.exits import Exit, exit_for
+from face_restore_worker.cli.jobs import UsageError
+from face_restore_worker.cli.settings import positive
 
 if TYPE_CHECKING:
     from face_restore_worker.gimp.install import Plan, Target
@@ -74,9 +76,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def _seconds(value: str) -> float:
-    seconds = float(value)
+    seconds = positive(value)
     if not 0 < seconds < 86400:
-        raise argparse.ArgumentTypeError("a number of seconds is needed")
+        raise argparse.ArgumentTypeError(f"{value!r} is not a time from 0 to 86400 seconds")
     return seconds
 
 
@@ -87,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
     surroundings = Surroundings.here()
     folders = [Path(text).expanduser().absolute() for text in args.profile]
-    command = shlex.split(args.gimp, posix=os.name != "nt") if args.gimp else []
+    command = _words(args.gimp) if args.gimp else []
     if args.action == "uninstall" and not folders and not command:
         plan = install.plan_removal(surroundings)
         if not plan.targets:
@@ -100,6 +102,16 @@ def run(args: argparse.Namespace) -> int:
     if all(state == Exit.OK for state in states):
         return Exit.OK
     return Exit.SOME_FAILED if Exit.OK in states else Exit.CANNOT_WORK
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command, posix=os.name != "nt")
+    except ValueError as error:
+        raise UsageError(
+            f"The command --gimp {command} cannot be read: {str(error).lower()}.",
+            hint="Quote names with spaces in it as for a shell.",
+        ) from error
 
 
 def _one(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from face_restore_worker.cli.exits import Exit
-from face_restore_worker.cli.settings import add_threads_option, device_name, seconds
+from face_restore_worker.cli.settings import add_threads_option, device_name, seconds, whole
 
 if TYPE_CHECKING:
     from face_restore_shared.connection import Connection
@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     status = actions.add_parser("status", help="show what the worker does")
     status.add_argument("--format", choices=("text", "json"), default="text")
     logs = actions.add_parser("logs", help="show the worker's log")
-    logs.add_argument("--lines", type=int, default=40, metavar="N", help="last N lines (40)")
+    logs.add_argument("--lines", type=whole, default=40, metavar="N", help="last N lines (40)")
     logs.add_argument("--follow", "-f", action="store_true", help="go on as it grows")
     return parser
 
