@@ -15,6 +15,7 @@ import pytest
 from face_restore_shared import connection
 from face_restore_shared.connection import Connection
 from face_restore_shared.errors import FaceRestoreError
+from face_restore_shared.wire import ProtocolMismatch
 from restore_faces import status
 from restore_faces.bundled import Paths
 from restore_faces.worker import Worker
@@ -53,10 +54,10 @@ def another_program(answer: Callable[[socket.socket], object]) -> Iterator[int]:
         thread.join(10)
 
 
-def left_behind(home: Path, port: int, born: int | None) -> Worker:
+def left_behind(home: Path, port: int, born: int | None, protocol: int = 1) -> Worker:
     """The plug-in's worker, whose file names this port and this process."""
     endpoint = f"tcp://127.0.0.1:{port}"
-    file = Connection(endpoint, "0" * 64, HERE, 1, "0.1.0", time.time(), "", born)
+    file = Connection(endpoint, "0" * 64, HERE, protocol, "0.1.0", time.time(), "", born)
     connection.write(home / "state" / "worker.json", file)
     return Worker(Paths((), home / "state"))
 
@@ -101,3 +102,11 @@ def test_a_port_that_refuses_slowly_is_nobodys(
     worker = left_behind(tmp_path, 9, born=None)
     assert worker.connect() is None
     assert "not running" in status.text(worker)
+
+
+def test_a_dead_worker_of_another_version_asks_for_no_update(tmp_path: Path) -> None:
+    with another_program(web_server) as port:
+        assert left_behind(tmp_path, port, born=1, protocol=99).connect() is None
+        with pytest.raises(ProtocolMismatch):
+            left_behind(tmp_path, port, connection.birth(HERE), protocol=99).connect()
+    assert left_behind(tmp_path, port, born=None, protocol=99).connect() is None

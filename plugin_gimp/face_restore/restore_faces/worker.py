@@ -10,6 +10,7 @@ from face_restore_shared import connection as connection_module
 from face_restore_shared import paths, wire
 from face_restore_shared.connection import USERNAME, Connection
 from face_restore_shared.errors import FaceRestoreError
+from face_restore_shared.schema import PROTOCOL_VERSION
 from face_restore_shared.zmtp import PeerLost, ZmtpClient
 from face_restore_shared.zmtp_frames import AuthenticationRefused, ProtocolViolation
 
@@ -51,11 +52,15 @@ class Worker:
     def find(self) -> Connection | None:
         """What the connection file says, None when there is none.
 
-        Raises ConnectionFileError, and wire.ProtocolMismatch for a worker of another version.
+        Raises ConnectionFileError, and wire.ProtocolMismatch for a worker of another version; not
+        for one that has left its file behind, as before an update.
         """
         found = connection_module.read(self.connection_file)
-        if found is not None:
-            wire.raise_mismatch(found.protocol, peer="worker")
+        if found is None:
+            return None
+        if found.protocol != PROTOCOL_VERSION and (_died(found) or _is_closed(found.port)):
+            return None
+        wire.raise_mismatch(found.protocol, peer="worker")
         return found
 
     def connect(self, timeout: float = 5.0) -> ZmtpClient | None:
@@ -84,17 +89,7 @@ class Worker:
 
     def _replaced_or_gone(self, found: Connection) -> bool:
         """Whether nothing listens at its port any more (its process may be in another sandbox)."""
-        import socket
-
-        if self.find() != found:
-            return True
-        try:
-            socket.create_connection(("127.0.0.1", found.port), timeout=REFUSAL_SECONDS).close()
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-        return False
+        return self.find() != found or _is_closed(found.port)
 
     def ensure(self, on_wait: Callable[[str], None]) -> ZmtpClient:
         """A connection to a worker, started when none runs.
@@ -139,6 +134,19 @@ def _died(found: Connection) -> bool:
     if found.born is None or sandbox_name():
         return False
     return connection_module.birth(found.pid) != found.born
+
+
+def _is_closed(port: int) -> bool:
+    """Whether nothing listens at this port of this machine."""
+    import socket
+
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=REFUSAL_SECONDS).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _unusable(found: Connection, error: FaceRestoreError) -> PluginError:
