@@ -207,6 +207,9 @@ def test_no_worker_and_no_way_to_start_one(tmp_path: Path) -> None:
     with pytest.raises(FaceRestoreError) as error:
         plugin_worker(tmp_path).ensure(quiet)
     assert "face-restore gimp install" in str(error.value)
+    assert "face-restore gimp install" in status.text(plugin_worker(tmp_path))
+    able = status.text(plugin_worker(tmp_path, ["/bin/false"]))
+    assert "it starts with the first restoration" in able
 
 
 def test_in_a_sandbox_the_user_is_told_what_to_run(

@@ -24,9 +24,11 @@ def query(worker: Worker) -> tuple[StatusReply, tuple[ModelInfo, ...]] | None:
         return talk.status(), talk.models()
 
 
-def line(status: StatusReply | None) -> str:
-    """One line for the dialog."""
+def line(status: StatusReply | None, problem: FaceRestoreError | None = None) -> str:
+    """One line for the dialog. problem: why none can be started where none runs."""
     if status is None:
+        if problem is not None:
+            return errors.sentence(problem)
         if sandbox_name():
             return _("The worker is not running. In a terminal: face-restore worker start")
         return _("The worker is not running yet; it starts with the first restoration.")
@@ -56,7 +58,7 @@ def text(worker: Worker) -> str:
     except FaceRestoreError as error:
         return f"state: error\ncode: {error.code}\nmessage: {errors.sentence(error, worker.log)}"
     if answer is None:
-        return f"state: not running\nmessage: {line(None)}"
+        return f"state: not running\nmessage: {line(None, worker.start_problem())}"
     status, models = answer
     installed = [m.id for m in models if m.installed and m.kind == "restorer"]
     values = {
@@ -104,7 +106,7 @@ class Poller:
         while not self._end.is_set():
             try:
                 answer = query(self._worker)
-                self.line = line(answer[0] if answer else None)
+                self.line = line(answer[0] if answer else None, self._worker.start_problem())
                 if answer:
                     self.models = answer[1]
             except FaceRestoreError as error:

@@ -112,17 +112,23 @@ class Worker:
         finally:
             start.end()
 
+    def start_problem(self) -> PluginError | None:
+        """Why none can be started, as far as that is known before it is tried."""
+        if sandbox_name() or self._settings.worker_command:
+            return None
+        return PluginError(
+            _("No worker is running, and the plug-in does not know how to start it ({why}).")
+            .format(why=self._settings.problem or "worker_command"),
+            hint=_("Install the plug-in again: face-restore gimp install"),
+            code="worker-start",
+        )  # fmt: skip
+
     def _start(self) -> Start:
-        sandbox = sandbox_name()
+        sandbox, problem = sandbox_name(), self.start_problem()
         if sandbox:
             return Requested(self.connection_file.parent, sandbox)
-        if not self._settings.worker_command:
-            raise PluginError(
-                _("No worker is running, and the plug-in does not know how to start it ({why}).")
-                .format(why=self._settings.problem or "worker_command"),
-                hint=_("Install the plug-in again: face-restore gimp install"),
-                code="worker-start",
-            )  # fmt: skip
+        if problem is not None:
+            raise problem
         return Spawned(self._settings.worker_command, self.output_file)
 
 
