@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from face_restore_shared.options import DetectOptions
 from face_restore_worker import Restorer
+from face_restore_worker.errors import Cancelled
 from face_restore_worker.pipeline.detect import FaceDetector
 from marker_faces import MarkerNetwork
 
@@ -53,3 +54,27 @@ def test_a_full_search_is_no_news(
     monkeypatch: pytest.MonkeyPatch, budget: float, options: DetectOptions
 ) -> None:
     assert not any("looked for faces" in note for note in notes(monkeypatch, budget, options))
+
+
+def test_a_search_that_is_cancelled_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = MarkerNetwork()
+    finder = FaceDetector(network, reach=12)
+    restorer = Restorer(network=Identity(64), device="cpu")
+    monkeypatch.setattr(restorer._models, "detector", lambda name="auto": finder)
+    noise = np.random.default_rng(1).integers(0, 255, (700, 2000, 3), np.uint8)
+    asked: list[int] = []
+
+    def cancelled() -> bool:
+        asked.append(1)
+        return len(asked) > 3
+
+    for search in (restorer.detect, restorer.restore):
+        asked.clear()
+        with pytest.raises(Cancelled):
+            search(noise, cancelled=cancelled)  # type: ignore[operator]
+        assert len(asked) == 4
+    # Nothing of it stays for the next search.
+    asked.clear()
+    assert restorer.detect(noise) == [] and asked == []
+    restorer.detect(noise, cancelled=lambda: bool(asked.append(1)))
+    assert len(asked) > 3

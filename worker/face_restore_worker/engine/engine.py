@@ -110,7 +110,7 @@ class RestorerEngine:
         if isinstance(request, DetectRequest):
             restorer, note = self._restorer(self._model, "auto", request.detect.detector, progress)
             progress("detecting", 0, 0, 0.0)
-            faces = restorer.detect(image, request.detect, selection=selection)
+            faces = restorer.detect(image, request.detect, selection=selection, cancelled=cancelled)
             notes = restorer.search_notes(image, request.detect, selection)
             notes += [] if note is None else [note]
             return convert.detect_result(image, faces, restorer, request.detect.previews, notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,20 +121,25 @@ class Restorer:
         options: DetectOptions | None = None,
         *,
         selection: NDArray[Any] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> list[Face]:
         """The faces of a picture, best score first.
 
         Args:
             image: (H, W, 3) RGB or (H, W) or (H, W, 1) gray; uint8, uint16, or float32 in [0, 1].
             selection: (H, W) uint8 or bool; only faces whose centre is selected count.
+            cancelled: asked again and again.
 
         Raises:
             ImageError: the picture cannot be used. CheckpointError, ModelError: no detector.
+            Cancelled.
         """
         with self._lock:
             options = options or DetectOptions()
             finder = self._models.detector(options.detector)
-            return finder.detect(checked_image(image), options, selection)
+            picture = checked_image(image)
+            with _watched(finder, Run(None, cancelled)):
+                return finder.detect(picture, options, selection)
 
     def search_notes(
         self,
@@ -166,7 +172,7 @@ class Restorer:
             options, detect: how to restore, how to look for faces; None for the defaults.
             selection: as for ``detect``.
             progress: called with stage, face (from 1), number of faces, fraction done.
-            cancelled: asked before each face.
+            cancelled: asked before each face, and again and again while faces are searched.
 
         Returns:
             The patches, and notes for the user. A picture without a face gives no patch and a
@@ -232,7 +238,7 @@ class Restorer:
             finder = self._models.detector(options.detector)
         run.outcome.notes += _search_notes(finder, picture, options, selection)
         run.report("detecting", 0.0)
-        with run.timed("detecting"):
+        with run.timed("detecting"), _watched(finder, run):
             found = finder.detect(picture, options, selection)
         run.outcome.detector = finder.name
         run.done = _DETECTION_SHARE
@@ -255,6 +261,19 @@ class Restorer:
                 continue
             yield Job(index, number, face, matrix)
             index += 1
+
+
+@contextmanager
+def _watched(finder: FaceDetector, run: Run) -> Iterator[None]:
+    """A search that ends when the run is cancelled."""
+    networks = (finder.network, finder.second)
+    for network in networks:
+        network.watch = run.check_cancelled
+    try:
+        yield
+    finally:
+        for network in networks:
+            network.watch = None
 
 
 def _search_notes(

@@ -6,7 +6,7 @@ pixel-edge: a (2, 3) matrix. Boxes are mapped exactly for turns of 90 degrees an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -141,7 +141,10 @@ class Network:
     as facexlib's RetinaFace does in its test phase. Floating type and memory format of the input
     follow its parameters.
     scanner: the same network in a quicker form, used instead; None is the network itself.
+    watch: called before each batch of pieces; it may raise, to end a search nobody waits for.
     """
+
+    watch: Callable[[], None] | None = None
 
     def __init__(
         self, network: nn.Module, device: torch.device | str, scanner: Scanner | None = None
@@ -162,6 +165,8 @@ class Network:
         """
         import torch
 
+        if self.watch is not None:
+            self.watch()
         height, width = pieces[0].shape[:2]
         if self.scanner is not None:
             return self._scanned(self.scanner, pieces, threshold)

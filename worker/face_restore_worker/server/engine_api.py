@@ -48,7 +48,8 @@ class Engine(Protocol):
         """Do one job.
 
         buffers: the picture's bytes and, when request.selection, the selection's; `take()` them.
-        cancelled: asked before each face; when true raise an error with code "cancelled".
+        cancelled: asked before each face, and often in a search; when true raise an error with
+            code "cancelled".
         Returns the result and its pixel buffers (bytes-like, C-contiguous), whose sizes are
         `result.buffers`. An exception with code, message and hint becomes the job's error.
         """
