@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from face_restore_shared.schema import RestoreOptions
 from face_restore_worker import Restorer, composite
-from face_restore_worker.pipeline.colour import is_gray, keep_colour, luma
+from face_restore_worker.pipeline.colour import (
+    colour_shift,
+    is_gray,
+    keep_colour,
+    luma,
+    shifted,
+)
 from face_restore_worker.pipeline.mask import oval_mask
+from face_restore_worker.pipeline.warp import Rect
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,3 +133,18 @@ def test_luma_has_the_weights_of_bt_709() -> None:
     rgb = np.eye(3, dtype=np.float32).reshape(1, 3, 3)
     assert np.allclose(luma(rgb), [[0.2126, 0.7152, 0.0722]])
     assert np.allclose(luma(np.full((4, 4, 3), 0.3, np.float32)), 0.3)
+
+
+@pytest.mark.parametrize("size", [96, 256, 200])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_a_part_of_the_crop_gets_what_the_whole_does(size: int, channels: tuple[int, ...]) -> None:
+    random = np.random.default_rng(size)
+    restored, original = random.random((2, size, size, *channels), dtype=np.float32)
+    mask = np.ones((size, size), np.float32)
+    shift = colour_shift(restored, original, mask)
+    enlarged = cv2.resize(shift, (size, size), interpolation=cv2.INTER_LINEAR)
+    whole = keep_colour(restored, original, mask)
+    np.testing.assert_allclose(whole, restored + enlarged, atol=1e-6)
+    rect = Rect(37, 5, 50, 91)
+    part = shifted(restored, shift, rect, original, 0.25)
+    np.testing.assert_allclose(part, rect.cut(whole - 0.25 * original), atol=1e-6)

@@ -195,7 +195,7 @@ def test_masks_by_face_parts(crop: int) -> None:
     small = output if crop <= 512 else cv2.resize(output, (512, 512), interpolation=cv2.INTER_AREA)
     made = mask.parse_mask(parser(small), crop, 1.0)
     assert mask.covers_face(made) is found.parsed is True
-    patch = bring_back(photo, aligned, output, made)
+    patch = bring_back(photo, aligned, finish_crop(aligned, output, made, False), made)
     assert patch is not None and found.mask is not None
     assert found.mask.shape == patch[3].shape
     assert np.abs(found.mask - patch[3]).mean() < 2e-3

@@ -14,7 +14,14 @@ from face_restore_worker import Restorer, composite
 from face_restore_worker.pipeline.align import alignment_matrix, template_landmarks
 from face_restore_worker.pipeline.paste import kept_detail
 from face_restore_worker.pipeline.types import Patch
-from face_restore_worker.pipeline.warp import full_scale, warp_to_crop
+from face_restore_worker.pipeline.warp import (
+    Rect,
+    full_scale,
+    read_rect,
+    warp_back,
+    warp_part_back,
+    warp_to_crop,
+)
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -319,6 +326,21 @@ def test_shrinking_averages_every_pixel(size: int) -> None:
     crop = warp_to_crop(photo, matrix, size)
     contrast = 100 / 255
     assert np.abs(crop[8:-8, 8:-8] - contrast).max() < contrast / 5
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.1, 1.5, 3.0, 4.7, 9.0])
+@pytest.mark.parametrize("angle", [0.0, 0.7])
+def test_the_way_back_needs_no_more_of_the_crop_than_is_said(scale: float, angle: float) -> None:
+    size = 480
+    crop = natural_photo(size, size).astype(np.float32) / 255
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    matrix = np.array([[cos, sin, 0.0], [-sin, cos, 20.0]])
+    matrix[:, 2] += 240 - matrix @ (100, 100, 1)
+    rect = Rect(90, 95, 30, 100)  # more than one strip, and for large scales beyond the crop
+    at = read_rect(matrix, size, rect)
+    part = warp_part_back(at.cut(crop), at, size, matrix, rect)
+    np.testing.assert_allclose(part, warp_back(crop, matrix, rect), atol=2e-3)
+    assert at.width < size or scale > 4
 
 
 def test_a_small_face_in_a_large_photograph_costs_little_memory() -> None:

@@ -20,6 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from face_restore_worker.pipeline.warp import Rect, in_strips
+
 Float32 = NDArray[np.float32]
 
 #: Rec. 709 luma weights (ITU-R BT.709-6, item 3.2).
@@ -29,6 +31,7 @@ SIDE = 128  # the differences are of low frequency: this many pixels hold them
 CHROMA_SIGMA = 1.0 / 32  # of the crop's side
 LUMA_SIGMA = 1.0 / 10
 LEAST_WEIGHT = 1e-3
+GRAINS = 8  # rows of the shift in a strip
 
 
 def keep_colour(restored: Float32, original: Float32, mask: Float32) -> Float32:
@@ -41,20 +44,64 @@ def keep_colour(restored: Float32, original: Float32, mask: Float32) -> Float32:
     Returns:
         A new array like ``restored``; values may leave [0, 1] a little.
     """
+    whole = Rect(0, 0, restored.shape[1], restored.shape[0])
+    return shifted(restored, colour_shift(restored, original, mask), whole)
+
+
+def colour_shift(restored: Float32, original: Float32, mask: Float32) -> Float32:
+    """What ``keep_colour`` adds, at few pixels: (K, K, 3) or (K, K) float32, K at most SIDE."""
     side = min(SIDE, restored.shape[0])
     weight = _small(mask, side)
     difference = _small(original, side) - _small(restored, side)
     if difference.ndim == 2:
-        shift = _local_mean(difference, weight, LUMA_SIGMA * side)
-    else:
-        light = _dot(difference)
-        chroma = difference - light[..., None]
-        shift = _local_mean(chroma, weight, CHROMA_SIGMA * side)
-        shift += _local_mean(light, weight, LUMA_SIGMA * side)[..., None]
-    size = restored.shape[1], restored.shape[0]
-    result: Float32 = cv2.resize(shift, size, interpolation=cv2.INTER_LINEAR)
-    result += restored
-    return result
+        return _local_mean(difference, weight, LUMA_SIGMA * side)
+    light = _dot(difference)
+    chroma = difference - light[..., None]
+    shift = _local_mean(chroma, weight, CHROMA_SIGMA * side)
+    shift += _local_mean(light, weight, LUMA_SIGMA * side)[..., None]
+    return shift
+
+
+def shifted(
+    restored: Float32,
+    shift: Float32,
+    rect: Rect,
+    less: Float32 | None = None,
+    share: float = 0.0,
+) -> Float32:
+    """``restored + enlarged shift - share * less`` on a rectangle of the crop, in one pass.
+
+    restored, less: (S, S, 3) or (S, S) float32. shift: see ``colour_shift``. Returns
+    (rect.height, rect.width[, 3]) float32.
+    """
+    size, side = restored.shape[0], shift.shape[0]
+    # Pieces of the shift that are enlarged to whole pixels of the crop; all of it, failing that.
+    grain = size // side if size % side == 0 else size
+    cells = side * grain // size
+    columns = slice(rect.x, rect.x + rect.width)
+    left = max(rect.x // grain * cells - 1, 0)  # one more on each side, for the interpolation
+    right = min(-(-columns.stop // grain) * cells + 1, side)
+    first, last = rect.y // grain, -(-(rect.y + rect.height) // grain)
+    out = np.empty((rect.height, rect.width, *restored.shape[2:]), np.float32)
+
+    def fill(begin: int, end: int) -> None:
+        above = max((first + begin) * cells - 1, 0)
+        below = min((first + end) * cells + 1, side)
+        piece = shift[above:below, left:right]
+        large = cv2.resize(
+            piece, ((right - left) * size // side, (below - above) * size // side)
+        ).reshape(-1, (right - left) * size // side, *restored.shape[2:])
+        top = max((first + begin) * grain, rect.y)
+        bottom = min((first + end) * grain, rect.y + rect.height)
+        y, x = above * size // side, left * size // side
+        target = out[top - rect.y : bottom - rect.y]
+        part = large[top - y : bottom - y, columns.start - x : columns.stop - x]
+        np.add(part, restored[top:bottom, columns], out=target)
+        if less is not None and share:
+            cv2.scaleAdd(less[top:bottom, columns], -share, target, dst=target)
+
+    in_strips(last - first, GRAINS, fill)
+    return out
 
 
 def luma(rgb: Float32) -> Float32:

@@ -20,15 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from face_restore_worker.pipeline.align import rescale, scale_of
-from face_restore_worker.pipeline.colour import is_gray, keep_colour, luma
+from face_restore_worker.pipeline.colour import colour_shift, is_gray, luma, shifted
 from face_restore_worker.pipeline.types import Face
 from face_restore_worker.pipeline.warp import (
     Rect,
     covered,
     full_scale,
+    read_rect,
     source_rect,
-    warp_back,
     warp_mask_back,
+    warp_part_back,
     warp_to_crop,
 )
 
@@ -70,24 +71,48 @@ def align_face(image: Image, matrix: FloatArray, size: int) -> Aligned:
     return Aligned(matrix, size, warp_to_crop(image, matrix, size))
 
 
-def finish_crop(aligned: Aligned, output: Float32, mask: Float32, colour: bool) -> Float32:
-    """The network's output with the photograph's colour: like ``aligned.crop`` in shape.
+@dataclass(eq=False)
+class FinishedCrop:
+    """A crop after the network, its colour put right where it is asked for.
+
+    output: like ``Aligned.crop`` in shape. shift: what is added (see ``colour``), None for nothing.
+    """
+
+    output: Float32
+    shift: Float32 | None = None
+
+    @property
+    def crop(self) -> Float32:
+        """All of it."""
+        size = self.output.shape[0]
+        return self.change(Rect(0, 0, size, size), self.output, 0.0)
+
+    def change(self, rect: Rect, original: Float32, keep: float) -> Float32:
+        """On a rectangle of the crop, less ``keep`` times the original; perhaps a view."""
+        if self.shift is not None:
+            return shifted(self.output, self.shift, rect, original, keep)
+        part = rect.cut(self.output)
+        return cv2.addWeighted(part, 1.0, rect.cut(original), -keep, 0.0) if keep > 0 else part
+
+
+def finish_crop(aligned: Aligned, output: Float32, mask: Float32, colour: bool) -> FinishedCrop:
+    """The network's output with the photograph's colour.
 
     output: (S, S, 3) in [0, 1]. mask: (M, M). colour: keep the original's low frequencies.
     """
     restored = luma(output) if aligned.crop.ndim == 2 else output
-    return keep_colour(restored, aligned.crop, mask) if colour else restored
+    return FinishedCrop(restored, colour_shift(restored, aligned.crop, mask) if colour else None)
 
 
 def bring_back(
-    image: Image, aligned: Aligned, restored: Float32, mask: Float32 | None
+    image: Image, aligned: Aligned, restored: FinishedCrop, mask: Float32 | None
 ) -> tuple[int, int, Float32, Float32] | None:
     """The patch of a restored crop.
 
     Args:
         image: the photograph, (H, W, 3) or (H, W).
         aligned: the face's crop before the network.
-        restored: the crop after it, of the same shape.
+        restored: the crop after it.
         mask: (M, M) in the crop, or None for the whole photograph (an aligned picture).
 
     Returns:
@@ -102,8 +127,9 @@ def bring_back(
             return None
         rect, soft = found
     keep = kept_detail(scale_of(aligned.matrix))
-    change = cv2.addWeighted(restored, 1.0, aligned.crop, -keep, 0.0) if keep > 0 else restored
-    pixels = warp_back(change, aligned.matrix, rect)
+    at = read_rect(aligned.matrix, aligned.size, rect)
+    change = restored.change(at, aligned.crop, keep)
+    pixels = warp_part_back(change, at, aligned.size, aligned.matrix, rect)
     if keep > 0:
         _add_photo(pixels, rect.cut(image), keep)
     return rect.x, rect.y, three_channels(pixels), soft

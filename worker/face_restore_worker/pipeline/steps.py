@@ -107,7 +107,7 @@ class Work:
         result = self._patch(job, *patch, done.note)
         if options.return_aligned:
             result.aligned_input = aligned.rgb
-            result.aligned_output = np.clip(replace(aligned, crop=restored).rgb, 0.0, 1.0)
+            result.aligned_output = np.clip(replace(aligned, crop=restored.crop).rgb, 0.0, 1.0)
         return result, notes
 
     def _patch(

@@ -17,6 +17,8 @@ With s pixels of the crop for each pixel of the photograph:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -45,7 +47,10 @@ LANCZOS_MAX_PIXELS = 1_200_000
 FILTERED_FROM = 1.2
 #: Output rows of one strip of area resampling, in units of the ratio's denominator.
 STRIP_PIXELS = 1 << 21
+#: Rows of the photograph of one strip of the filtered way back: what it needs stays in the cache.
+BACK_ROWS = 64
 _MARGIN = 6  # pixels a kernel may reach past the region it samples
+_FILTER_REACH = 8  # pixels of the photograph that the way back's filter may reach
 
 
 @dataclass(frozen=True)
@@ -159,12 +164,55 @@ def warp_back(crop: Float32, matrix: FloatArray, rect: Rect) -> Float32:
     Returns:
         (height, width, 3) or (height, width) float32. Outside the crop its edge is repeated.
     """
+    return warp_part_back(crop, Rect(0, 0, *crop.shape[1::-1]), crop.shape[0], matrix, rect)
+
+
+def warp_part_back(part: Float32, at: Rect, size: int, matrix: FloatArray, rect: Rect) -> Float32:
+    """As ``warp_back``, of a crop of which only a part is there, at least ``read_rect``.
+
+    part: (at.height, at.width, 3) or without the 3. at: where it lies. size: the crop's side S.
+    """
     scale = scale_of(matrix)
-    to_crop = compose(matrix, translate(rect.x, rect.y))
-    if scale > FILTERED_FROM:
-        return _back_filtered(crop, to_crop, rect, 2 if scale < 4 else 4)
+    to_part = compose(translate(-at.x, -at.y), compose(matrix, translate(rect.x, rect.y)))
+    finer = _finer(scale)
+    if finer > 1:
+        factor = largest_divisor(size, scale / finer)
+        if factor > 1:
+            sides = at.width // factor, at.height // factor
+            part = cv2.resize(part, sides, interpolation=cv2.INTER_AREA)
+            to_part = compose(rescale(1.0 / factor), to_part)
+        return _back_filtered(part, to_part, rect, finer)
     kernel = kernel_for(rect.width * rect.height) if scale > 1 else cv2.INTER_CUBIC
-    return _sample(crop, to_crop, (rect.width, rect.height), kernel)
+    return _sample(part, to_part, (rect.width, rect.height), kernel)
+
+
+def read_rect(matrix: FloatArray, size: int, rect: Rect) -> Rect:
+    """The crop's pixels that the way back of the photograph's pixels ``rect`` needs, at most.
+
+    matrix: (2, 3) photograph to crop. size: S. Its edges are such that the crop can be shrunk
+    first, where ``warp_back`` does that. At least a pixel wide and high.
+    """
+    scale = scale_of(matrix)
+    finer = _finer(scale)
+    block = largest_divisor(size, scale / finer) if finer > 1 else 1
+    corners = [
+        (x, y) for x in (rect.x, rect.x + rect.width) for y in (rect.y, rect.y + rect.height)
+    ]
+    seen = apply(matrix, corners)
+    # The filter's half length, and what the sampling of the (shrunk) crop reaches beyond.
+    margin = math.ceil(_FILTER_REACH * scale) + _MARGIN * block
+    low = np.floor(seen.min(axis=0)).astype(int) - margin
+    high = np.ceil(seen.max(axis=0)).astype(int) + margin
+    x0, y0 = (min(max(int(v), 0), size - 1) // block * block for v in low)
+    x1, y1 = (min(-(-max(int(v), 1) // block) * block, size) for v in high)
+    return Rect(x0, y0, max(x1 - x0, block), max(y1 - y0, block))
+
+
+def _finer(scale: float) -> int:
+    """How many times finer than the photograph a crop is sampled on its way back."""
+    if scale <= FILTERED_FROM:
+        return 1
+    return 2 if scale < 4 else 4
 
 
 def warp_mask_back(mask: Float32, size: int, matrix: FloatArray, rect: Rect) -> Float32:
@@ -198,20 +246,38 @@ def warp_mask_back(mask: Float32, size: int, matrix: FloatArray, rect: Rect) -> 
 
 def _back_filtered(crop: Float32, to_crop: FloatArray, rect: Rect, finer: int) -> Float32:
     """Sample ``finer`` times finer than the photograph, low-pass in its axes, decimate."""
-    factor = largest_divisor(crop.shape[0], scale_of(to_crop) / finer)
-    if factor > 1:
-        side = crop.shape[0] // factor
-        crop = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
-        to_crop = compose(rescale(1.0 / factor), to_crop)
     taps = decimator(finer)
     pad = finer * math.ceil(len(taps) / 2 / finer)
-    # Sample finer * i of the fine grid lies on the photograph's pixel i.
-    fine = np.array([[1.0 / finer, 0.0, -pad / finer], [0.0, 1.0 / finer, -pad / finer]])
-    width, height = rect.width * finer + 2 * pad, rect.height * finer + 2 * pad
-    samples = _sample(crop, compose(to_crop, fine), (width, height), kernel_for(width * height))
-    samples = cv2.sepFilter2D(samples, -1, taps, taps)
-    inner = samples[pad : height - pad : finer, pad : width - pad : finer]
-    return np.ascontiguousarray(inner)
+    width = rect.width * finer + 2 * pad
+    kernel = kernel_for(width * (rect.height * finer + 2 * pad))
+    result = np.empty((rect.height, rect.width, *crop.shape[2:]), np.float32)
+
+    def fill(top: int, bottom: int) -> None:
+        # Sample finer * i of the fine grid lies on the photograph's pixel i.
+        start = np.array([[1.0 / finer, 0.0, -pad / finer], [0.0, 1.0 / finer, top - pad / finer]])
+        height = (bottom - top) * finer + 2 * pad
+        samples = _sample(crop, compose(to_crop, start), (width, height), kernel)
+        samples = cv2.sepFilter2D(samples, -1, taps, taps)
+        result[top:bottom] = samples[pad : height - pad : finer, pad : width - pad : finer]
+
+    in_strips(rect.height, BACK_ROWS, fill)
+    return result
+
+
+def in_strips(rows: int, step: int, work: Callable[[int, int], None]) -> None:
+    """Call ``work(top, bottom)`` for strips of ``step`` rows, beside each other on all cores.
+
+    As many at a time as OpenCV has threads. Raises what ``work`` raises.
+    """
+    strips = [(top, min(top + step, rows)) for top in range(0, rows, step)]
+    threads = min(cv2.getNumThreads(), len(strips))
+    if threads <= 1:
+        for top, bottom in strips:
+            work(top, bottom)
+        return
+    with ThreadPoolExecutor(threads, "strips") as pool:
+        for done in [pool.submit(work, *strip) for strip in strips]:
+            done.result()
 
 
 def _sample(crop: Float32, to_crop: FloatArray, size: tuple[int, int], kernel: int) -> Float32:
