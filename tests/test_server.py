@@ -317,23 +317,25 @@ def test_another_protocol_version_is_told_who_is_older(worker: Worker) -> None:
             assert outdated in header.body["hint"]
 
 
-def test_the_same_id_twice_leaves_the_first_alone(worker: Worker) -> None:
+def test_the_same_id_twice_leaves_the_first_alone(worker: Worker, gate: Path) -> None:
     with worker.raw() as client:
-        start_job(client, worker, "a", "faces=1;delay=0.3")
+        start_job(client, worker, "a", f"faces=1;until={gate}")
         client.restore("a")
         header = client.receive_of(("error",))
         assert (header.id, header.body["code"]) == ("", "bad-request")
+        gate.touch()
         assert client.receive_of(("result",)).id == "a"
 
 
-def test_a_flood_is_refused_and_others_go_on(worker: Worker) -> None:
+def test_a_flood_is_refused_and_others_go_on(worker: Worker, gate: Path) -> None:
     with worker.raw() as flood, worker.raw() as other:
-        start_job(flood, worker, "a", "faces=1;delay=1")
+        start_job(flood, worker, "a", f"faces=1;until={gate}")
         for number in range(40):
             flood.restore(f"f{number}")
         other.restore("o")
         refused = [flood.receive_of(("error",)).body for _ in range(9)]
         assert {body["code"] for body in refused} == {"busy"}
+        gate.touch()
         assert other.receive_final()[0].type == "result"
         done = [flood.receive_final()[0] for _ in range(32)]
         assert {header.type for header in done} == {"result"}

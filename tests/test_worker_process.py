@@ -192,7 +192,7 @@ def test_stopping_in_the_middle_of_a_job() -> None:
     def work() -> None:
         with WorkerClient.connect(found) as client:
             try:
-                client.restore(PICTURE, restore=RestoreOptions(model="faces=9;delay=1"))
+                client.restore(PICTURE, restore=RestoreOptions(model="faces=99;delay=1"))
             except FaceRestoreError as error:
                 errors.append(error)
 
