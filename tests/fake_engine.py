@@ -6,6 +6,7 @@ that a test says when, however busy the machine is; `fail` an error code to rais
 face ("internal": an exception without a code), `spin=1` to burn Python bytecode, not to sleep.
 Each face's start is appended to the file named by FAKE_ENGINE_TRACE. The worker looks after its
 connection file every FAKE_ENGINE_UPKEEP seconds, by default not: tests put other files there.
+Loading takes FAKE_ENGINE_START_DELAY seconds, and lasts until there is FAKE_ENGINE_START_UNTIL.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class FakeEngine:
         ]
 
     def warm_up(self) -> None:
-        time.sleep(self._start_delay)
+        until = os.environ.get("FAKE_ENGINE_START_UNTIL")
+        _work(self._start_delay, False, Path(until) if until else None)
         if self._start_fails:
             more = " x" * int(os.environ.get("FAKE_ENGINE_WORDS", "0"))
             raise FaceRestoreError(

@@ -61,7 +61,7 @@ def test_stopping_answers_open_jobs_and_leaves_nothing(tmp_path: Path, how: str)
             if header.type == "error":
                 codes[header.id] = header.body["code"]
         assert codes == {"a": "stopping", "b": "stopping"}
-        assert worker.process.wait(20) == 0
+        assert worker.process.wait(120) == 0
         assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["logs", "worker.lock"]
 
 
@@ -82,9 +82,11 @@ def test_a_long_problem_is_no_hindrance(tmp_path: Path) -> None:
 
 
 def test_status_is_there_while_models_load(tmp_path: Path) -> None:
-    with Worker(tmp_path, FAKE_ENGINE_START_DELAY="1.5") as worker, worker.raw() as client:
-        assert state(client) == "loading"
+    gate = tmp_path / "gate"
+    with Worker(tmp_path, FAKE_ENGINE_START_UNTIL=str(gate)) as worker, worker.raw() as client:
+        eventually(lambda: state(client) == "loading", "it loads")
         client.restore("a")
+        gate.touch()
         assert client.receive_final()[0].type == "result"
 
 
