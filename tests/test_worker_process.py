@@ -150,6 +150,20 @@ def test_a_lost_connection_file_comes_back(monkeypatch: pytest.MonkeyPatch) -> N
     assert launch.find() == first
 
 
+def test_a_restart_replaces_a_worker_whose_file_cannot_be_trusted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its token may be known to others: it must not be the one that runs afterwards."""
+    monkeypatch.setenv("FAKE_ENGINE_UPKEEP", "0.5")
+    monkeypatch.setattr(launch, "_command", lambda: FAKE)
+    first = ensure()
+    paths.connection_file().chmod(0o644)
+    second = launch.restart()
+    assert (second.pid, second.token) != (first.pid, first.token)
+    eventually(lambda: gone(first), "the first ends")
+    assert launch.find() == second
+
+
 def test_a_worker_of_another_protocol_is_named() -> None:
     first = ensure()
     values = {**first.public(), "token": first.token, "protocol": 99}

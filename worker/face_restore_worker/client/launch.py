@@ -195,12 +195,18 @@ def kill(connection: Connection, grace: float = 3.0) -> None:
 
 def restart(options: Sequence[str] = (), timeout: float = START_SECONDS) -> Connection:
     """Stop the worker if one runs, and start one."""
+    begin = time.time()
     try:
         stop()
     except ConnectionFileError:
-        # The new worker replaces the file; if the old one still runs it says so.
+        # Nobody can be sure whose the file is. A worker that still runs will write it anew.
         paths.connection_file().unlink(missing_ok=True)
-    return ensure_worker(True, timeout, options)
+    found = ensure_worker(True, timeout, options)
+    if found.started < begin:
+        # That one, then: it held the lock, so that none was started.
+        stop()
+        found = ensure_worker(True, timeout, options)
+    return found
 
 
 def environment() -> dict[str, str]:
