@@ -185,13 +185,7 @@ class Run:
         if self.plan.is_folder:
             outputs.make_folder(job.target.parent)
         outputs.check_output(job.target, job.source, overwrite=args.overwrite)
-        faces_folder = None
-        if args.save_faces is not None:
-            below = Path(job.name).parent if self.plan.is_folder else Path()
-            faces_folder = Path(args.save_faces) / below
-            # In a folder they may be those of a run that was killed before it wrote the result.
-            overwrite = args.overwrite or self.plan.is_folder
-            outputs.check_faces(faces_folder, job.stem, overwrite=overwrite)
+        faces_folder = self._faces_folder(job)
         picture = read_image(job.source, max_pixels=args.max_pixels)
         report.notes += picture.notes
         selection = None
@@ -223,6 +217,19 @@ class Run:
         )
         report.output = printable(job.target)
         report.status = "restored" if outcome.patches else "no-face"
+
+    def _faces_folder(self, job: Job) -> Path | None:
+        """Where the picture's faces are saved, once it is sure that they can be; None: nowhere."""
+        from face_restore_worker.cli import outputs
+
+        if self.args.save_faces is None:
+            return None
+        below = Path(job.name).parent if self.plan.is_folder else Path()
+        folder = Path(self.args.save_faces) / below
+        # In a folder they may be those of a run that was killed before it wrote the result.
+        overwrite = self.args.overwrite or self.plan.is_folder
+        outputs.check_faces(folder, job.stem, overwrite=overwrite)
+        return folder
 
     def _work(
         self,
