@@ -9,8 +9,8 @@ import pytest
 import torch
 from face_restore_shared.options import DetectOptions
 from face_restore_worker.errors import CheckpointError
-from face_restore_worker.network.proposer import FaceProposer, PreparedProposer
-from face_restore_worker.pipeline import packing, pyramid, search
+from face_restore_worker.network.proposer import RANGES, FaceProposer, PreparedProposer
+from face_restore_worker.pipeline import packing, propose, pyramid, search
 from face_restore_worker.pipeline.detect import FaceDetector
 from face_restore_worker.pipeline.propose import Places, Proposer
 from face_restore_worker.pipeline.pyramid import Level, Picture, Rect
@@ -51,24 +51,32 @@ def test_far_boxes_get_rectangles_of_their_own() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 256), st.integers(1, 256)), max_size=30))
 def test_pieces_lie_apart_on_their_sheets(sizes: list[tuple[int, int]]) -> None:
-    sheets = packing.pack(sizes, (64, 128, 256), 8)
+    kinds = ((64, 64), (128, 128), (256, 128), (256, 256))
+    sheets = packing.pack(sizes, kinds, 8)
     assert sorted(number for _, items in sheets for number, _, _ in items) == list(
         range(len(sizes))
     )
-    assert all(side == 256 for side, _ in sheets[:-1])
-    for side, items in sheets:
-        taken = np.zeros((side + 8, side + 8), dtype=int)
+    for (across, down), items in sheets:
+        assert (across, down) in kinds
+        taken = np.zeros((down + 8, across + 8), dtype=int)
         for number, x, y in items:
             width, height = sizes[number]
-            assert x + width <= side
-            assert y + height <= side
+            assert x + width <= across
+            assert y + height <= down
             taken[y : y + height + 8, x : x + width + 8] += 1
         assert taken.max(initial=0) <= 1
 
 
+def test_a_sheet_is_no_larger_than_its_pieces_need() -> None:
+    kinds = ((64, 64), (256, 128), (256, 256))
+    sheets = packing.pack(6 * [(120, 120)], kinds, 8)
+    assert [size for size, _ in sheets] == [(256, 256), (256, 128)]
+    assert [size for size, _ in packing.pack([(64, 64)], kinds, 8)] == [(64, 64)]
+
+
 def test_too_large_a_piece_is_refused() -> None:
     with pytest.raises(ValueError, match="larger than the largest sheet"):
-        packing.pack([(257, 3)], (64, 256), 8)
+        packing.pack([(257, 3)], ((64, 64), (256, 256)), 8)
 
 
 # --- the network --------------------------------------------------------------------------------
@@ -108,17 +116,22 @@ def test_another_file_is_refused(tmp_path: Any) -> None:
         Proposer(tmp_path / "other.safetensors", 0.3)
 
 
+class _Bright:
+    """Passes cells that are bright: one output for each of the first two channels."""
+
+    dtype = torch.float32
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        inner = pixels[:, 1:-1, 1:-1, :2].permute(0, 3, 1, 2)
+        return torch.nn.functional.max_pool2d(inner, 8) - 200
+
+
 class _Spots(Proposer):
-    """Passes cells that are bright, whichever way they are turned: one output for each channel."""
+    """A proposer for bright spots, whichever way they are turned."""
 
     def __init__(self) -> None:
         self._logit = 0.0
-        self.seen = 0
-
-    def _network(self, pixels: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        self.seen += pixels.shape[1] * pixels.shape[2]
-        inner = pixels[:, 1:-1, 1:-1, :2].permute(0, 3, 1, 2).float()
-        return torch.nn.functional.max_pool2d(inner, 8) - 200
+        self._network = _Bright()  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("quarter", range(4))
@@ -139,12 +152,19 @@ def test_places_lie_where_they_were_seen(quarter: int, shape: tuple[int, int]) -
 
 
 def test_places_on_the_seams_of_tiles_are_not_lost() -> None:
-    image = np.zeros((64, 3000, 3), np.uint8)
-    image[30, 5::16, 0] = 255
-    level = Level(1.0, 3000, 64, Picture(image))
-    places = _Spots().places(level, (0, 0, 3000, 64))
-    for x in range(5, 3000, 16):
-        assert np.abs(places.small[:, 0] - x - 0.5).min() <= 8
+    image = np.zeros((3000, 64, 3), np.uint8)
+    image[5::16, 30, 0] = 255
+    image.flags.writeable = False  # as pictures that came in one frame are
+    level = Level(1.0, 64, 3000, Picture(image))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(propose, "STRIP_PIXELS", 64 * 1024)
+        places = _Spots().places(level, (0, 0, 64, 3000))
+        patch.setattr(propose, "STRIP_PIXELS", 64 * 4096)
+        whole = _Spots().places(level, (0, 0, 64, 3000))
+    assert whole.looked_at == 8 * 375 < places.looked_at
+    for found in (places, whole):
+        for y in range(5, 3000, 16):
+            assert np.abs(found.small - (30.5, y + 0.5)).max(axis=1).min() <= 8
 
 
 # --- the search ---------------------------------------------------------------------------------
@@ -160,7 +180,7 @@ class _Knowing:
         found: list[list[tuple[float, float]]] = [[(100.0, 100.0)], []]
         for x, y, size in self.truths:
             at = (x / level.factor // 8 * 8 + 4, y / level.factor // 8 * 8 + 4)
-            for places, (low, high) in zip(found, ((10, 36), (26, 72)), strict=True):
+            for places, (low, high) in zip(found, RANGES, strict=True):
                 if low <= size / level.factor <= high:
                     places.append(at)
         small, large = (np.array(p).reshape(-1, 2) for p in found)

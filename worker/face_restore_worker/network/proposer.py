@@ -1,6 +1,6 @@
 """A tiny network that says where small faces may be, so that a detector need not look elsewhere.
 
-It is fully convolutional and sees faces of 10 to 72 pixels of its input. It is no detector: its
+It is fully convolutional and sees faces of 10 to 110 pixels of its input. It is no detector: its
 threshold lets nearly every face pass and a small share of everything else.
 """
 
@@ -26,7 +26,7 @@ BORDER = 1
 """Pixels that the input reaches beyond the picture on each side."""
 GRAY = 128
 """The value of a border without a picture; taken off every input."""
-RANGES = ((10.0, 36.0), (26.0, 72.0))
+RANGES = ((10.0, 36.0), (26.0, 110.0))
 """Sides (geometric mean of a face's box) in input pixels that each output answers for."""
 SLOPE = 0.1
 
@@ -96,7 +96,8 @@ class PreparedProposer:
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Logits (N, 2, H / STRIDE, W / STRIDE) float32, as FaceProposer gives them.
 
-        pixels: (N, H + 2 BORDER, W + 2 BORDER, 3) uint8 RGB; H, W multiples of GRAIN.
+        pixels: (N, H + 2 BORDER, W + 2 BORDER, 3) RGB, 0 to 255, uint8 or `dtype`; H, W multiples
+        of GRAIN.
         """
         with torch.inference_mode():
             x = pixels.to(self.dtype).permute(0, 3, 1, 2)

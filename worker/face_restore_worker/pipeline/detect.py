@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 MIN_ON_COARSE = 16.0
-"""Smaller ones on a shrunk level are the finer level's, which sees them better."""
+"""Smaller ones (in pixels of a shrunk level) are the finer level's, which sees them better."""
 MAX_ON_MAGNIFIED = 64.0
-"""Larger ones (in pixels of the photograph) are surely seen without magnifying."""
+"""Larger ones (in pixels of a magnified level) are seen without magnifying. What such a level alone
+takes for a larger face is mostly something else: letters, for example."""
 REACH = 30.0
 """Height in the network's pixels from which it finds nearly every face (measured: a MobileNet-0.25
 RetinaFace finds 93 % at 32 px and 50 % at 24 px)."""
@@ -204,18 +205,17 @@ class FaceDetector:
         if self.proposer is not None and threshold >= self.threshold_default * TRUSTED:
             guide = search.guide(self.proposer, levels, magnified, wanted, quarters)
         found = []
+        quick = self.network.scanner is not None
         for level in [*magnified, *levels]:
-            smallest = MIN_ON_COARSE if level in levels[1:] else 0.0
-            largest = MAX_ON_MAGNIFIED if level.factor < 1 else np.inf
+            smallest = MIN_ON_COARSE * level.factor if level in levels[1:] else 0.0
+            largest = MAX_ON_MAGNIFIED * level.factor if level.factor < 1 else np.inf
             places = None if guide is None else guide.of(level)
             if places is None:
-                tiles = search.tiles_of(level, wanted, entire=level is levels[-1])
+                tiles = search.tiles_of(level, wanted, entire=level is levels[-1], quick=quick)
                 parts = search.search_tiles(self.network, level, tiles, quarters, threshold)
             else:
                 parts = search.search_places(self.network, level, places, quarters, threshold)
-            for faces in parts:
-                sides = faces.sides / level.factor
-                found.append(faces.take((sides >= smallest) & (sides <= largest)))
+            found += [p.take((p.sides >= smallest) & (p.sides <= largest)) for p in parts]
         faces = _distinct(Candidates.join(found))
         faces = faces.take(_near(faces, wanted)[:MAX_FACES].nonzero()[0])
         faces = _distinct(self._refined(levels, faces))

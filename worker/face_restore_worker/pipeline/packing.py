@@ -77,44 +77,48 @@ Placement = tuple[int, int, int]
 """Number of an item and where on its sheet its first pixel lies: x, y."""
 
 
-Sheet = tuple[int, list[Placement]]
-"""Its side and what lies on it."""
+Size = tuple[int, int]
+"""Width and height."""
+
+Sheet = tuple[Size, list[Placement]]
+"""Its size and what lies on it."""
 
 
-def pack(sizes: Sequence[tuple[int, int]], sides: Sequence[int], gap: int) -> list[Sheet]:
-    """Put rectangles on square sheets, on shelves, the tallest first.
+def pack(sizes: Sequence[Size], sheets: Sequence[Size], gap: int) -> list[Sheet]:
+    """Put rectangles on sheets, on shelves, the tallest first.
 
     Args:
         sizes: width and height of each rectangle.
-        sides: of the sheets there are, ascending; no rectangle is larger than the last.
+        sheets: sizes of the sheets there are, the smallest area first; the last is as wide and as
+            high as any, and no rectangle is larger than it.
         gap: pixels left free between rectangles.
 
     Returns:
-        The sheets. All but the last have the largest side; the
-        last has the smallest that holds its rectangles.
+        The sheets, each the smallest one that holds its rectangles in this order.
 
     Raises:
         ValueError: a rectangle is larger than any sheet.
     """
-    if any(max(size) > sides[-1] for size in sizes):
-        raise ValueError(f"a rectangle is larger than the largest sheet, {sides[-1]} pixels")
+    if any(w > sheets[-1][0] or h > sheets[-1][1] for w, h in sizes):
+        raise ValueError(f"a rectangle is larger than the largest sheet, {sheets[-1]} pixels")
     waiting = sorted(range(len(sizes)), key=lambda i: (-sizes[i][1], -sizes[i][0], i))
-    sheets = []
+    used = []
     while waiting:
-        placed, left = _shelves(waiting, sizes, sides[-1], gap)
-        side = sides[-1]
-        if not left:
-            for side in sides:
-                placed, left = _shelves(waiting, sizes, side, gap)
-                if not left:
-                    break
-        sheets.append((side, placed))
+        placed, left = _shelves(waiting, sizes, sheets[-1], gap)
+        chosen = sheets[-1]
+        there = [item for item, _, _ in placed]
+        for size in sheets[:-1]:
+            tighter, over = _shelves(there, sizes, size, gap)
+            if not over:
+                chosen, placed = size, tighter
+                break
+        used.append((chosen, placed))
         waiting = left
-    return sheets
+    return used
 
 
 def _shelves(
-    items: Sequence[int], sizes: Sequence[tuple[int, int]], side: int, gap: int
+    items: Sequence[int], sizes: Sequence[Size], sheet: Size, gap: int
 ) -> tuple[list[Placement], list[int]]:
     """What fits on one sheet, item after item, each on the first shelf with room for it."""
     placed: list[Placement] = []
@@ -123,8 +127,8 @@ def _shelves(
     bottom = 0
     for item in items:
         width, height = sizes[item]
-        shelf = next((s for s in shelves if height <= s[1] and s[2] + width <= side), None)
-        if shelf is None and bottom + height <= side and width <= side:
+        shelf = next((s for s in shelves if height <= s[1] and s[2] + width <= sheet[0]), None)
+        if shelf is None and bottom + height <= sheet[1] and width <= sheet[0]:
             shelf = [bottom, height, 0]
             shelves.append(shelf)
             bottom += height + gap

@@ -18,10 +18,16 @@ if TYPE_CHECKING:
     import torch
 
 Floats = NDArray[np.float64]
+Frames = dict[tuple[int, int, int], "torch.Tensor"]
+"""The network's inputs by height, width and turn, to be used again: memory costs time to get."""
 
-TILE = 1024
+STRIP_PIXELS = 7 << 20
+"""A level is looked at in strips of about so many pixels, as wide as itself: so hardly anything is
+looked at twice, nothing is copied, and what the network keeps stays below 100 MB in bf16."""
+STRIP_WIDTH, STRIP_HEIGHT = 8192, 512
+"""The widest strip, and its least height."""
 OVERLAP = 128
-"""Of neighbouring tiles; a tile's answers are taken from beyond the middle of it on."""
+"""Of neighbouring strips; a strip's answers are taken from beyond the middle of it on."""
 PROPOSER_FILE = "builtin-proposer.safetensors"
 PROPOSER_THRESHOLD = 0.4
 """Belongs to those weights: see their card."""
@@ -76,16 +82,18 @@ class Proposer:
         """
         found: list[list[Floats]] = [[], []]
         looked_at = 0
-        for tile in pyramid.tiles(area, TILE, OVERLAP):
-            pixels = level.read(tile)
-            passes = self._passes(pixels, quarters)
+        frames: Frames = {}
+        width = min(area[2] - area[0], STRIP_WIDTH)
+        height = max(STRIP_PIXELS // width, STRIP_HEIGHT)
+        for tile in pyramid.tiles(area, STRIP_WIDTH, OVERLAP, height=height):
+            passes = self._passes(level.read(tile), quarters, frames)
             looked_at += passes[0].size
             for maps, cells in zip(found, passes, strict=True):
                 maps.append(_kept(cells, tile, area))
         small, large = (np.concatenate(parts) for parts in found)
         return Places(small, large, looked_at)
 
-    def _passes(self, pixels: Pixels, quarters: Sequence[int]) -> NDArray[np.bool_]:
+    def _passes(self, pixels: Pixels, quarters: Sequence[int], frames: Frames) -> NDArray[np.bool_]:
         """Which cells of a piece pass in any turn of it: (2, rows, columns)."""
         from face_restore_worker.network.proposer import STRIDE
 
@@ -93,26 +101,30 @@ class Proposer:
         rows, columns = -(-height // STRIDE), -(-width // STRIDE)
         passes = np.zeros((2, rows, columns), dtype=bool)
         for quarter in quarters:
-            logits = self._logits(np.rot90(pixels, quarter), quarter)
+            logits = self._logits(np.rot90(pixels, quarter), quarter, frames)
             passes |= logits[:, :rows, :columns] >= self._logit
         return passes
 
-    def _logits(self, view: Pixels, quarter: int) -> NDArray[np.float32]:
+    def _logits(self, view: Pixels, quarter: int, frames: Frames) -> NDArray[np.float32]:
         """The answers on a turned piece, turned back: (2, at least rows, at least columns)."""
         import torch
 
         from face_restore_worker.network.proposer import BORDER, GRAIN, GRAY
 
         height, width = view.shape[:2]
+        key = (height, width, quarter)
         # What is filled up must lie right and below once turned back.
         extra = (-height % GRAIN, -width % GRAIN)
         before = (extra[0] if quarter in (1, 2) else 0, extra[1] if quarter in (2, 3) else 0)
-        framed = np.full(
-            (height + extra[0] + 2 * BORDER, width + extra[1] + 2 * BORDER, 3), GRAY, np.uint8
-        )
+        if key not in frames:
+            size = (height + extra[0] + 2 * BORDER, width + extra[1] + 2 * BORDER, 3)
+            frames[key] = torch.full(size, GRAY, dtype=self._network.dtype)
         top, left = before[0] + BORDER, before[1] + BORDER
-        framed[top : top + height, left : left + width] = view
-        logits = self._network(torch.from_numpy(framed)[None])[0].numpy()
+        # Converts and frames the pixels in one pass. Torch takes neither negative strides nor, but
+        # with a warning, what must not be written to; so those are copied.
+        pixels = torch.from_numpy(np.require(view, requirements=["C", "W"] if quarter else ["W"]))
+        frames[key][top : top + height, left : left + width].copy_(pixels)
+        logits = self._network(frames[key][None])[0].numpy()
         turned: NDArray[np.float32] = np.rot90(logits, -quarter, axes=(1, 2))
         return turned
 

@@ -153,15 +153,17 @@ def magnified(picture: Picture, times: int) -> Level:
     return Level(1 / times, picture.width * times, picture.height * times, picture)
 
 
-def tiles(rect: Rect, side: int, overlap: int, multiple: int = 1) -> list[Rect]:
-    """Cover `rect` with equal tiles of at most `side` pixels a side.
+def tiles(
+    rect: Rect, side: int, overlap: int, multiple: int = 1, height: int | None = None
+) -> list[Rect]:
+    """Cover `rect` with equal tiles of at most `side` pixels a side, or `side` x `height`.
 
     Neighbours share at least `overlap` pixels, so whatever is no larger than that lies whole in
     one of them. Where more than one tile is needed along a side its length is a multiple of
     `multiple` (which divides `side`).
     """
     columns = _spans(rect[0], rect[2], side, overlap, multiple)
-    rows = _spans(rect[1], rect[3], side, overlap, multiple)
+    rows = _spans(rect[1], rect[3], height or side, overlap, multiple)
     return [(x0, y0, x1, y1) for y0, y1 in rows for x0, x1 in columns]
 
 

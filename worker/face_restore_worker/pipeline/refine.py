@@ -165,10 +165,11 @@ def _look(
         crop_matrix(box, angle, side) for box, angle in zip(faces.boxes, angles, strict=True)
     ]
     crops = [read_crop(levels, matrix) for matrix in matrices]
-    looks = [_centre_face(found, side) for found in network.find(crops, LOWEST_SCORE)]
     if mirror:
-        flipped = [np.ascontiguousarray(crop[:, ::-1]) for crop in crops]
-        others = [_centre_face(found, side) for found in network.find(flipped, LOWEST_SCORE)]
+        crops += [np.ascontiguousarray(crop[:, ::-1]) for crop in crops]
+    found = [_centre_face(one, side) for one in network.find(crops, LOWEST_SCORE)]
+    looks, others = found[: len(faces)], found[len(faces) :]
+    if mirror:
         looks = [_mean(a, _unmirrored(b)) for a, b in zip(looks, others, strict=True)]
     result: list[Look | None] = []
     for look, angle, matrix in zip(looks, angles, matrices, strict=True):

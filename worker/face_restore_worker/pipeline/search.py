@@ -27,7 +27,9 @@ from face_restore_worker.pipeline.views import (
     turned,
 )
 
-TILE = 1024
+TILE, COARSE_TILE = 1024, 2048
+"""Sides of tiles: of levels that are not shrunk, where flat tiles are passed over, or where the
+network needs much memory; and of shrunk ones, where that gains nothing."""
 OVERLAP = 128
 FACE_MARGIN = 0.1
 """Share of its side a face keeps from a tile's cut. So every face up to OVERLAP / 1.2 = 107 pixels
@@ -37,15 +39,20 @@ FLAT_RANGE = 8
 pixels of the photograph anywhere: sky, walls, blur. A face's eyes differ from its skin by more."""
 FLAT_WINDOW = 17
 
-SHEETS = (256, 512, 768)
-GAP = 8
+PIECE = 768
+"""The largest side of a piece of a level that is put on a sheet."""
+SHEETS = ((256, 256), (512, 512), (PIECE, 256), (PIECE, 512), (PIECE, PIECE))
+"""Widths and heights."""
+GAP = 4
 """Pixels between two pieces on a sheet."""
-LEAST_REACH, SMALL_REACH, LARGE_REACH = 32.0, 42.0, 75.0
+LEAST_REACH, SMALL_REACH, LARGE_REACH = 31.0, 42.0, 93.0
 """Half sides, in pixels of the level that was looked at, of what is searched about a place for
 small and for large faces: their largest half, their margin, and how far off their centre may be.
-The first is for magnified levels, as faces of more than 30 pixels need no magnification."""
+The first is for magnified levels, as faces of more than 30 pixels need no magnification. Squares of
+these sides and gaps lie 6, 9 and 4 beside each other on the largest sheet."""
 WORTH_IT = 0.5
-"""Places that take more than this share of a level are no gain over all of it."""
+"""Places that take more than this share of a level are no gain over all of it, nor are those of a
+level that fits on one sheet."""
 
 
 @dataclass(frozen=True)
@@ -66,27 +73,20 @@ def guide(
     wanted: Rect,
     quarters: Sequence[int],
 ) -> Guide:
-    """Where the finest of `levels` and the `magnified` ones need to be searched.
+    """Where the two finest of `levels` and the `magnified` ones need to be searched.
 
-    The finest level is needed where itself or the next coarser one may show a small face; beyond
-    that the next coarser one, which is searched as a whole, shows all faces at a good size.
+    A level is searched where itself shows a small or a large face: so the second finest is for
+    those that are larger than the proposer knows in the finest. The third and coarser ones are
+    searched as a whole, and the coarsest always: nothing else shows the largest faces.
     """
     rects: dict[float, list[Rect]] = {}
-    finest = levels[0]
-    places = proposer.places(finest, area_of(finest, wanted), quarters)
-    least = _squares(places.small, LEAST_REACH)
+    seen = [proposer.places(level, area_of(level, wanted), quarters) for level in levels[:2]]
+    least = _squares(seen[0].small, LEAST_REACH)
     for level in magnified:
-        _add(rects, level, least * (finest.factor / level.factor), wanted)
-    if len(levels) > 1:
-        coarser = levels[1]
-        beyond = proposer.places(coarser, area_of(coarser, wanted), quarters)
-        ratio = coarser.factor / finest.factor
-        around = [
-            _squares(places.small, SMALL_REACH),
-            _squares(places.large, LARGE_REACH),
-            _squares(beyond.small, SMALL_REACH) * ratio,
-        ]
-        _add(rects, finest, np.concatenate(around), wanted)
+        _add(rects, level, least * (levels[0].factor / level.factor), wanted)
+    for level, places in zip(levels[:-1], seen, strict=False):
+        around = [_squares(places.small, SMALL_REACH), _squares(places.large, LARGE_REACH)]
+        _add(rects, level, np.concatenate(around), wanted)
     return Guide(rects)
 
 
@@ -98,10 +98,11 @@ def _add(
     rects: dict[float, list[Rect]], level: Level, boxes: NDArray[np.float64], wanted: Rect
 ) -> None:
     bounds = area_of(level, wanted)
-    if len(boxes) * 64 > WORTH_IT * packing.area([bounds]):
+    size = packing.area([bounds])
+    if size <= PIECE * PIECE or len(boxes) * 64 > WORTH_IT * size:
         return
     found = packing.cover(boxes, bounds)
-    if packing.area(found) <= WORTH_IT * packing.area([bounds]):
+    if packing.area(found) <= WORTH_IT * size:
         rects[level.factor] = found
 
 
@@ -112,13 +113,15 @@ def area_of(level: Level, wanted: Rect) -> Rect:
     return x0, y0, min(x1, level.width), min(y1, level.height)
 
 
-def tiles_of(level: Level, wanted: Rect, entire: bool) -> list[Rect]:
+def tiles_of(level: Level, wanted: Rect, entire: bool, *, quick: bool = False) -> list[Rect]:
     """Tiles of what lies around `wanted` (photograph pixels), in the level's pixels.
 
-    `entire` covers all of the level: a large face reaches far beyond its centre.
+    entire: cover all of the level: a large face reaches far beyond its centre.
+    quick: the network is small, and larger tiles of shrunk levels need no memory to speak of.
     """
     area = (0, 0, level.width, level.height) if entire else area_of(level, wanted)
-    return pyramid.tiles(area, TILE, OVERLAP, STRIDE)
+    side = COARSE_TILE if quick and level.factor > 1 else TILE
+    return pyramid.tiles(area, side, OVERLAP, STRIDE)
 
 
 def search_tiles(
@@ -149,13 +152,13 @@ def search_places(
     threshold: float,
 ) -> Iterator[Candidates]:
     """As search_tiles, for rectangles of any size, put together on sheets."""
-    pieces = [piece for rect in rects for piece in pyramid.tiles(rect, SHEETS[-1], OVERLAP, STRIDE)]
+    pieces = [piece for rect in rects for piece in pyramid.tiles(rect, PIECE, OVERLAP, STRIDE)]
     jobs = [(piece, quarter) for piece in pieces for quarter in quarters]
     sizes = []
     for (x0, y0, x1, y1), quarter in jobs:
         sizes.append((y1 - y0, x1 - x0) if quarter % 2 else (x1 - x0, y1 - y0))
-    for side, items in packing.pack(sizes, SHEETS, GAP):
-        sheet = np.empty((side, side, 3), np.uint8)
+    for (across, down), items in packing.pack(sizes, SHEETS, GAP):
+        sheet = np.empty((down, across, 3), np.uint8)
         sheet[:] = [round(value) for value in reversed(MEAN_BGR)]
         for number, x, y in items:
             piece, quarter = jobs[number]

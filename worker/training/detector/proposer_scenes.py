@@ -36,7 +36,7 @@ def natural_pictures(names: Sequence[str]) -> list[Image]:
 
 
 class SmallFaces(SceneMaker):
-    """Composes scenes of faces from 8 to 110 px and keeps where each was put."""
+    """Composes scenes of faces from 8 to 130 px and keeps where each was put."""
 
     def __init__(
         self, portraits: Sequence[Portrait], natural: Sequence[Image], rng: Rng, pool: int = 160
@@ -79,7 +79,7 @@ class SmallFaces(SceneMaker):
         """A few faces, mostly small, on a background."""
         canvas = self.backdrop(size, rng)
         for _ in range(int(rng.integers(1, 7))):
-            face = log_uniform(rng, 9, 110 if rng.random() < 0.2 else 50)
+            face = log_uniform(rng, 9, 130 if rng.random() < 0.35 else 50)
             cut = ("whole", "head", "oval", "oval")[int(rng.integers(0, 4))]
             x, y = rng.uniform(0, size, 2)
             self.paste(canvas, self.random_face(rng), rng, (float(x), float(y)), face, cut)
