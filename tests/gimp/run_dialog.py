@@ -205,11 +205,10 @@ def open_from_menu(stage: Stage) -> str:
     raise Failed("the dialog did not open from the menu")
 
 
-def first_gimp(stage: Stage) -> None:
-    """Everything a user does in one sitting; raises Failed."""
+def run_with_changed_values(stage: Stage) -> None:
+    """The dialog from the menu, two values changed by keys, and a run; raises Failed."""
     screen = stage.screen
     strength, restore, _entry = KEYS[stage.language]
-    stage.start("face.png")
     dialog = open_from_menu(stage)
     say("opened from GIMP's menus")
     if "duplicate mnemonic" in stage.output():
@@ -235,6 +234,13 @@ def first_gimp(stage: Stage) -> None:
     expect_layers(stage, 2, "run with a changed value", 70)
     expect_threshold(stage, 0.35)
     say("run with changed values: a layer at 70 %, detected from 35 % on")
+
+
+def first_gimp(stage: Stage) -> None:
+    """Everything a user does in one sitting; raises Failed."""
+    screen = stage.screen
+    stage.start("face.png")
+    run_with_changed_values(stage)
     time.sleep(3)
     screen.screenshot("result")
     screen.keys(screen.window(MAIN), "ctrl+z")
@@ -250,8 +256,8 @@ def first_gimp(stage: Stage) -> None:
     dialog = screen.window(TITLES[stage.language])
     time.sleep(2)
     screen.screenshot("re-show")
-    screen.keys(dialog, switch)
-    screen.keys(dialog, restore)
+    screen.keys(dialog, THRESHOLD_KEYS[stage.language][0])
+    screen.keys(dialog, KEYS[stage.language][1])
     expect_layers(stage, 4, "Re-show", 70)
     expect_threshold(stage, None)
     say("Filters > Re-show: the dialog, with the last 70 %; the detector's own threshold again")
