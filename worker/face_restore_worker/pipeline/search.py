@@ -49,7 +49,7 @@ LEAST_REACH, SMALL_REACH, LARGE_REACH = 31.0, 42.0, 93.0
 """Half sides, in pixels of the level that was looked at, of what is searched about a place for
 small and for large faces: their largest half, their margin, and how far off their centre may be.
 The first is for magnified levels, as faces of more than 30 pixels need no magnification. Squares of
-these sides and gaps lie 6, 9 and 4 beside each other on the largest sheet."""
+these sides lie 6 (of a doubled level), 8 and 4 beside each other on the largest sheet."""
 WORTH_IT = 0.5
 """Places that take more than this share of a level are no gain over all of it, nor are those of a
 level that fits on one sheet."""
