@@ -195,18 +195,15 @@ def kill(connection: Connection, grace: float = 3.0) -> None:
 
 def restart(options: Sequence[str] = (), timeout: float = START_SECONDS) -> Connection:
     """Stop the worker if one runs, and start one."""
-    begin = time.time()
     try:
         stop()
     except ConnectionFileError:
-        # Nobody can be sure whose the file is. A worker that still runs will write it anew.
+        # Whose the file is cannot be told. A worker that still runs holds the lock and writes the
+        # file anew: it is what a start then finds, and it can be stopped.
         paths.connection_file().unlink(missing_ok=True)
-    found = ensure_worker(True, timeout, options)
-    if found.started < begin:
-        # That one, then: it held the lock, so that none was started.
+        ensure_worker(True, timeout, options)
         stop()
-        found = ensure_worker(True, timeout, options)
-    return found
+    return ensure_worker(True, timeout, options)
 
 
 def environment() -> dict[str, str]:
