@@ -31,6 +31,8 @@ def ask(procedure: Gimp.Procedure, config: Gimp.ProcedureConfig, worker: Worker)
     content = dialog.get_content_area()
     model = ModelRow(config)
     content.pack_start(model.row, False, False, 6)
+    for name in ("faces", "mask"):  # GIMP 3.2: else a row for each choice, no mnemonic
+        dialog.get_widget(name, Gtk.ComboBox.__gtype__)
     for name in ("strength", "softness"):
         dialog.get_scale_entry(name, 1.0)
     threshold = dialog.get_scale_entry("threshold", 1.0)
