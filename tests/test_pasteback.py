@@ -17,6 +17,7 @@ from face_restore_worker.pipeline.types import Patch
 from face_restore_worker.pipeline.warp import (
     Rect,
     full_scale,
+    in_strips,
     read_rect,
     warp_back,
     warp_part_back,
@@ -326,6 +327,24 @@ def test_shrinking_averages_every_pixel(size: int) -> None:
     crop = warp_to_crop(photo, matrix, size)
     contrast = 100 / 255
     assert np.abs(crop[8:-8, 8:-8] - contrast).max() < contrast / 5
+
+
+def test_strips_cover_every_row_once_and_pass_errors_on() -> None:
+    rows = np.zeros(1000, int)
+
+    def count(top: int, bottom: int) -> None:
+        rows[top:bottom] += 1
+
+    in_strips(1000, 64, count)
+    in_strips(10, 64, count)
+    assert (rows[:10] == 2).all() and (rows[10:] == 1).all()
+
+    def fail(top: int, bottom: int) -> None:
+        if top:
+            raise ValueError(f"rows {top} to {bottom}")
+
+    with pytest.raises(ValueError, match="rows 64"):
+        in_strips(1000, 64, fail)
 
 
 @pytest.mark.parametrize("scale", [0.6, 1.1, 1.5, 3.0, 4.7, 9.0])

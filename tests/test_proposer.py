@@ -236,3 +236,25 @@ def test_where_places_are_everywhere_the_level_is_searched_as_a_whole() -> None:
     rects: list[Rect] | None = few.of(levels[0])
     assert rects is not None
     assert packing.area(rects) < 0.2 * 900 * 700
+
+
+def test_the_two_finest_levels_are_guided_and_the_coarser_ones_never() -> None:
+    picture = Picture(np.zeros((2700, 3600, 3), np.uint8))
+    levels, magnified = pyramid.build_levels(picture, 1), [pyramid.magnified(picture, 2)]
+    assert [level.factor for level in levels] == [1, 3, 9, 27]
+    truths = [(2000.0, 2000.0, 20.0), (900.0, 900.0, 200.0)]
+    wanted = (0, 0, picture.width, picture.height)
+    found = search.guide(_Knowing(truths), levels, magnified, wanted, (0,))  # type: ignore[arg-type]
+    assert set(found.rects) == {0.5, 1.0, 3.0}
+    for factor, (x, y, side) in ((0.5, truths[0]), (1.0, truths[0]), (3.0, truths[1])):
+        low, high = ((v / factor - 0.6 * side / factor, v / factor + 0.6 * side / factor)
+                     for v in (x, y))  # fmt: skip
+        assert any(
+            r[0] <= low[0] and low[1] <= r[2] and r[1] <= high[0] and high[1] <= r[3]
+            for r in found.rects[factor]
+        )
+    # A level that fits on one sheet is searched as a whole.
+    small = Picture(np.zeros((700, 700, 3), np.uint8))
+    levels = pyramid.build_levels(small, 1)
+    guided = search.guide(_Knowing([]), levels, [], (0, 0, 700, 700), (0,))  # type: ignore[arg-type]
+    assert guided.rects == {}
