@@ -211,8 +211,9 @@ def run_with_changed_values(stage: Stage) -> None:
     strength, restore, _entry = KEYS[stage.language]
     dialog = open_from_menu(stage)
     say("opened from GIMP's menus")
-    if "duplicate mnemonic" in stage.output():
-        raise Failed("two of the dialog's mnemonics are the same")
+    for fault in ("duplicate mnemonic", "no mnemonic"):  # GIMP says so of its own dialogs
+        if fault in stage.output():
+            raise Failed(f"{fault} in the dialog")
     # The strength's mnemonic puts the cursor into its number.
     screen.keys(dialog, strength)
     screen.ask("xdotool", "key", "ctrl+a")
