@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from face_restore_worker.network import cpu_native
 from face_restore_worker.network.cpu_levels import (
     CoarseConv,
     CoarseLevel,
@@ -36,6 +37,7 @@ from face_restore_worker.network.cpu_levels import (
     LevelPlanes,
 )
 from face_restore_worker.network.cpu_memory import Planes, give_back, huge_pages, keep_freed
+from face_restore_worker.network.cpu_native import NativeLevel
 from face_restore_worker.network.cpu_ops import Conv, PatchConv, channels_last, pad_rows
 from face_restore_worker.network.cpu_strips import Rows, StripPool, cut, strip_rows
 from face_restore_worker.network.gpen import Gpen
@@ -75,7 +77,7 @@ class GpenCpu:
             self.first_rgb = CoarseRgb(generator.to_rgb1, dtype)
             pairs = zip(generator.convs[::2], generator.convs[1::2], generator.to_rgbs, strict=True)
             self.synthesis = [
-                (CoarseLevel if 4 << level <= COARSE else FineLevel)(layers, dtype, 4 << level)
+                self._level(layers, 4 << level)
                 for level, layers in enumerate(cast(list[Layers], list(pairs)), start=1)
             ]
             like = torch.empty(0, dtype=torch.float32)
@@ -83,6 +85,14 @@ class GpenCpu:
                 Conv(fir_kernel(channels, 1.0, like), None, dtype, groups=channels)
                 for channels in self.channels[:0:-1]
             ]
+
+    def _level(self, layers: Layers, size: int) -> CoarseLevel | FineLevel | NativeLevel:
+        if size <= COARSE:
+            return CoarseLevel(layers, self.dtype, size)
+        kernels = cpu_native.kernels()
+        if kernels is not None and cpu_native.usable(layers, size):
+            return NativeLevel(kernels, layers, self.dtype, size)
+        return FineLevel(layers, self.dtype, size)
 
     def _encoder_conv(self, index: int) -> Conv | PatchConv:
         conv, activation = list(self.network.get_submodule(f"ecd{index}.0").children())[-2:]
@@ -230,16 +240,24 @@ class _Face:
         if rgb is not out:
             out.copy_(rgb)
 
-    def _fine(self, level: FineLevel, x: Tensor, feature: Tensor | None, rgb: Tensor,
+    def _fine(self, level: FineLevel | NativeLevel, x: Tensor, feature: Tensor | None, rgb: Tensor,
               style: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
         size = level.size
         last = feature is None
+        padded = F.pad(rgb, (1, 1, 1, 1))
+        out_rgb = out if last else self.planes[f"rgb {size}"]
+        if isinstance(level, NativeLevel):  # RGB in three planes
+            padded = padded.contiguous()
+            out_rgb = out_rgb if last else out_rgb.permute(0, 2, 3, 1).view(out_rgb.shape)
+        else:
+            padded = padded.contiguous(memory_format=torch.channels_last)
         planes = LevelPlanes(
             source=x,
             feature=self._finest if feature is None else _rows_of(feature),
-            rgb=F.pad(rgb, (1, 1, 1, 1)).contiguous(memory_format=torch.channels_last),
+            rgb=padded,
             out=None if last else self.planes[f"image {size}"],
-            out_rgb=out if last else self.planes[f"rgb {size}"],
+            out_rgb=out_rgb,
+            memory=self.owner.planes,
         )
         level.styled(style).run(self.pool, planes)
         return (x if planes.out is None else planes.out), planes.out_rgb
