@@ -16,11 +16,13 @@ from face_restore_worker.network.architecture import GpenArchitecture
 from face_restore_worker.network.cpu_levels import LevelPlanes
 from face_restore_worker.network.cpu_memory import Planes
 from face_restore_worker.network.cpu_native import NativeLevel
+from face_restore_worker.network.cpu_native_encoder import NativeDown
 from face_restore_worker.network.cpu_strips import StripPool
 from face_restore_worker.network.gpen import Gpen, StyledConv, ToRgb, build_gpen
 from face_restore_worker.network.gpen_cpu import GpenCpu
 from face_restore_worker.network.native import build, library
 from face_restore_worker.network.native.library import Library
+from face_restore_worker.network.primitives import SLOPE, fir_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -153,6 +155,50 @@ def test_a_level_has_the_same_bytes_whatever_the_strips_and_threads(compiled: Li
         assert torch.equal(again, out) and torch.equal(rgb_again, rgb)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from([16, 48, 128]),
+    st.sampled_from([16, 32, 96]),
+    st.sampled_from([8, 24, 64, 136]),
+    st.integers(0, 1000),
+    st.sampled_from([100, 20_000, 8 << 20]),
+    st.integers(1, 3),
+    st.sampled_from([(torch.float32, 2e-6), (torch.bfloat16, 3e-3)]),
+)
+def test_an_encoder_level_is_the_blurred_convolution(
+    compiled: Library,
+    inputs: int,
+    outputs: int,
+    size: int,
+    seed: int,
+    strip_bytes: int,
+    threads: int,
+    precision: tuple[torch.dtype, float],
+) -> None:
+    dtype, bound = precision
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn((outputs, inputs, 3, 3), generator=generator)
+    bias = torch.randn(outputs, generator=generator)
+    above = torch.randn((1, inputs, 2 * size, 2 * size), generator=generator)
+    above = above.to(dtype).contiguous(memory_format=torch.channels_last)
+    out = torch.full((1, outputs, size, size), torch.nan, dtype=dtype)
+    out = out.contiguous(memory_format=torch.channels_last)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with pytest.MonkeyPatch.context() as patch, StripPool() as pool:
+            patch.setattr(cpu_strips, "STRIP_BYTES", strip_bytes)
+            level = NativeDown(compiled, weight, bias, dtype)
+            level.run(pool, lambda rows: above[:, :, rows.slice], out, Planes())
+    finally:
+        torch.set_num_threads(before)
+    fir = fir_kernel(inputs, 1.0, above.double())
+    blurred = F.conv2d(above.double(), fir, padding=2, groups=inputs)
+    wanted = F.leaky_relu(F.conv2d(blurred, weight.double(), bias.double(), stride=2), SLOPE)
+    assert relative_error(out, wanted) < bound
+    assert float((out - wanted).abs().max() / wanted.std()) < 50 * bound
+
+
 def network(seed: int) -> Gpen:
     architecture = GpenArchitecture.from_parameters(128, 2, 0.125, 32, 4)
     generator = torch.Generator().manual_seed(seed)
@@ -176,6 +222,7 @@ def test_the_network_with_kernels_is_the_reference_network(
     x, reference = picture(4), network(4)
     fast = GpenCpu(reference, dtype)
     assert any(isinstance(level, NativeLevel) for level in fast.synthesis)
+    assert any(isinstance(level, NativeDown) for level in fast.encoder) == (coarse < 64)
     result = fast(x)
     assert torch.equal(fast(x), result)
     assert torch.equal(fast(torch.cat([picture(5), x]))[1:], result)
@@ -219,7 +266,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type]:
             if version is not None:
                 self.version = Answer(version)
             self.features = Answer(features)
-            self.upsample_fp32 = self.winograd_fp32 = self.finish_fp32 = Answer(0)  # do nothing
+            for kernel in library.ARGUMENTS:
+                setattr(self, f"{kernel}_fp32", Answer(0))  # does nothing
             path = tmp_path / build.LIBRARY.name
             path.write_bytes(b"")
             monkeypatch.setattr(build, "LIBRARY", path)
@@ -280,9 +328,9 @@ def test_kernels_that_compute_something_else_are_not_used(
 ) -> None:
     pretend(version=build.source_version())
     assert not uses_kernels()
-    assert caplog.text.count("not used, torch computes: 16 channels") == 1
+    assert caplog.text.count("not used, torch computes: in torch.float32") == 1
     assert not uses_kernels()
-    assert caplog.text.count("not used, torch computes: 16 channels") == 1  # checked once
+    assert caplog.text.count("not used, torch computes: in torch.float32") == 1  # checked once
 
 
 def test_the_environment_turns_the_kernels_off(

@@ -9,31 +9,23 @@ scale what goes in and comes out, so the weights are transformed once at load.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from functools import lru_cache
 from queue import SimpleQueue
 
 import torch
 from torch import Tensor
 
 from face_restore_worker.network.cpu_levels import (
-    FineLevel,
     Layers,
     LevelPlanes,
     Modulation,
     image_bias,
 )
-from face_restore_worker.network.cpu_memory import Planes
-from face_restore_worker.network.cpu_ops import channels_last
 from face_restore_worker.network.cpu_strips import Rows, StripPool, bands, cut, strip_rows
 from face_restore_worker.network.cpu_winograd import Winograd
-from face_restore_worker.network.gpen import StyledConv, ToRgb
-from face_restore_worker.network.native import library
+from face_restore_worker.network.gpen import StyledConv
 from face_restore_worker.network.native.library import Library
 from face_restore_worker.network.primitives import SQRT2
-
-log = logging.getLogger(__name__)
 
 POINTS = 36  # of F(4x4, 3x3), and matrices of the up-convolution
 PHASE_PLANES = 81  # products of an up-convolution's tile
@@ -49,57 +41,6 @@ def usable(layers: Layers, size: int) -> bool:
     return size % 32 == 0 and inputs % 16 == 0 and (outputs == 16 or outputs % 32 == 0)
 
 
-def kernels() -> Library | None:
-    """The compiled kernels; None where they are turned off or do not work here."""
-    found = library.installed() if library.wanted() else None
-    return found if found is not None and agrees(found) else None
-
-
-@lru_cache(maxsize=1)
-def agrees(found: Library) -> bool:
-    """Whether small levels come out as torch has them; otherwise a line is logged."""
-    for channels, dtype, bound in ((16, torch.float32, 1e-5), (32, torch.bfloat16, 3e-2)):
-        error = _difference(found, channels, dtype)
-        if not error < bound:
-            log.warning(
-                "compiled kernels: not used, torch computes: %d channels in %s differ by %.1e",
-                channels, dtype, error,
-            )  # fmt: skip
-            return False
-    return True
-
-
-@torch.inference_mode()
-def _difference(found: Library, channels: int, dtype: torch.dtype, size: int = 32) -> float:
-    """Relative difference of a level's RGB to the same level by torch, random weights."""
-    generator = torch.Generator().manual_seed(channels)
-    up = StyledConv(2 * channels, channels, 8, upsample=True)
-    layers = up, StyledConv(2 * channels, channels, 8), ToRgb(2 * channels, 8)
-    for layer in layers:
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    style = torch.randn((1, 8), generator=generator)
-    source = torch.randn((1, 2 * channels, size // 2, size // 2), generator=generator)
-    feature = channels_last(torch.randn((1, channels, size, size), generator=generator), dtype)
-    below = torch.nn.functional.pad(torch.randn(1, 3, size // 2, size // 2), (1, 1, 1, 1))
-    results = []
-    for level in (FineLevel(layers, dtype, size), NativeLevel(found, layers, dtype, size)):
-        rgb = torch.zeros(1, 3, size, size)
-        planes = LevelPlanes(
-            source=channels_last(source, dtype),
-            feature=lambda rows: feature[:, :, rows.slice],
-            rgb=below,
-            out=torch.zeros_like(torch.cat((feature, feature), 1)),
-            out_rgb=rgb,
-            memory=Planes(),
-        )
-        assert planes.out is not None
-        with StripPool() as pool:
-            level.styled(style).run(pool, planes)
-        results.append(torch.cat((rgb, planes.out.float()), 1))
-    return float((results[1] - results[0]).norm() / results[0].norm())
-
-
 def block_tiles(inputs: int) -> int:
     """Tiles that go through transforms and products together, for the cache's sake.
 
@@ -108,18 +49,23 @@ def block_tiles(inputs: int) -> int:
     return 32 if inputs < 512 else 72
 
 
+def tap_transform() -> Tensor:
+    """G of F(4, 2), fp64 (5, 2): the points (1, p) / product of (p - q) over the other finite q."""
+    rows = []
+    for point, other in ((_A, _B), (_B, _A)):
+        norm = 2 * point * (point**2 - other**2)
+        rows += [[1 / norm, point / norm], [-1 / norm, point / norm]]
+    return torch.tensor([*rows, [0.0, 1.0]], dtype=torch.float64)
+
+
 def phase_weights(weight: Tensor) -> Tensor:
     """Transform an up-convolution's (O, I, 3, 3) to fp32 (36, I, O), computed in fp64.
 
     Along rows and columns alike, even positions of the transposed convolution take the taps 2 and
     0, by F(4, 2); odd ones tap 1. In order: both even, even rows only, even columns only, neither.
     """
-    even = torch.zeros(5, 3, dtype=torch.float64)
-    for k, (point, other) in enumerate(((_A, _B), (_B, _A))):
-        norm = 2 * point * (point**2 - other**2)
-        even[2 * k, 2], even[2 * k, 0] = 1 / norm, point / norm
-        even[2 * k + 1, 2], even[2 * k + 1, 0] = -1 / norm, point / norm
-    even[4, 0] = 1.0
+    two = tap_transform()
+    even = torch.stack((two[:, 1], torch.zeros(5), two[:, 0]), dim=1)
     odd = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
     taps = [torch.kron(a, b) for a, b in ((even, even), (even, odd), (odd, even), (odd, odd))]
     both = torch.cat(taps).t().contiguous()
@@ -137,6 +83,13 @@ def panels(weight: Tensor) -> Tensor:
     count, inputs, outputs = weight.shape
     width = min(outputs, 32)
     return weight.view(count, inputs, -1, width).transpose(1, 2).contiguous()
+
+
+def paired(weight: Tensor) -> Tensor:
+    """Bring panels, (matrices, panels, I, w), into pairs of bf16 along I, each seen as one fp32."""
+    count, number, inputs, width = weight.shape
+    pairs = weight.to(torch.bfloat16).view(count, number, inputs // 2, 2, width)
+    return pairs.transpose(3, 4).contiguous().view(torch.float32).squeeze(-1)
 
 
 class Part:
@@ -161,6 +114,9 @@ class NativeLevel:
         self.channels = len(self.biases[0])
         self.inputs = up.conv.weight.shape[2]
         self.up_weight = panels(phase_weights(up.conv.weight[0]))
+        if dtype == torch.bfloat16:  # what one of the directions or none transforms
+            rest = paired(self.up_weight[25:]).flatten()
+            self.up_weight = torch.cat((self.up_weight[:25].flatten(), rest))
         self.weight = panels(Winograd(conv.conv.weight[0]).weight)
 
     def styled(self, style: Tensor) -> StyledNative:
@@ -226,14 +182,17 @@ class _Band:
         # Row k of `blurred` is row (start of the strip - _LEAD + k).
         self.blurred, self.image = taken[0], taken[1] if planes.out is None else None
         up_block, block = block_tiles(layer.inputs), block_tiles(2 * channels)
-        tile_rows = max(1, up_block // (size // TILE_ROW + 1))
-        raised = (_KEPT + TILE_ROW * tile_rows) * (size + 9) * channels
+        across = size // TILE_ROW + 1
+        near = (_KEPT + TILE_ROW * max(1, up_block // across)) * (
+            _KEPT + TILE_ROW * min(up_block, across)
+        )
+        kept = _KEPT * (size + TILE_ROW)
         scratch = max(
             PHASE_PLANES * (up_block * (layer.inputs + channels) + 32),
             POINTS * (block * 3 * channels + 32),
         )
         buffers = planes.memory.take(
-            f"{name} fp32", [(1, 1, raised), (1, 1, scratch)], torch.float32
+            f"{name} fp32", [(1, 1, (kept + near) * channels), (1, 1, scratch)], torch.float32
         )
         self.raised, self.scratch = (buffer.flatten() for buffer in buffers)
 
@@ -260,7 +219,7 @@ class _Band:
             weight=layer.up_weight, style=level.up_style, scale=level.up_scale,
             bias=layer.biases[0], raised=self.raised, scratch=self.scratch, pixel=_pixel(source),
             inputs=layer.inputs, outputs=layer.channels, rows=source.shape[2],
-            columns=source.shape[3], raised_width=layer.size + 9, first=first, last=last,
+            columns=source.shape[3], raised_width=layer.size + TILE_ROW, first=first, last=last,
             to=min(last * TILE_ROW - _LEAD, layer.size), block=block_tiles(layer.inputs),
             **{"from": start},
         )  # fmt: skip

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from face_restore_worker.network import cpu_native
+from face_restore_worker.network import cpu_kernels, cpu_native, cpu_native_encoder
 from face_restore_worker.network.cpu_levels import (
     CoarseConv,
     CoarseLevel,
@@ -38,6 +38,7 @@ from face_restore_worker.network.cpu_levels import (
 )
 from face_restore_worker.network.cpu_memory import Planes, give_back, huge_pages, keep_freed
 from face_restore_worker.network.cpu_native import NativeLevel
+from face_restore_worker.network.cpu_native_encoder import NativeDown
 from face_restore_worker.network.cpu_ops import Conv, PatchConv, channels_last, pad_rows
 from face_restore_worker.network.cpu_strips import Rows, StripPool, cut, strip_rows
 from face_restore_worker.network.gpen import Gpen
@@ -89,17 +90,21 @@ class GpenCpu:
     def _level(self, layers: Layers, size: int) -> CoarseLevel | FineLevel | NativeLevel:
         if size <= COARSE:
             return CoarseLevel(layers, self.dtype, size)
-        kernels = cpu_native.kernels()
+        kernels = cpu_kernels.kernels(self.dtype)
         if kernels is not None and cpu_native.usable(layers, size):
             return NativeLevel(kernels, layers, self.dtype, size)
         return FineLevel(layers, self.dtype, size)
 
-    def _encoder_conv(self, index: int) -> Conv | PatchConv:
+    def _encoder_conv(self, index: int) -> Conv | PatchConv | NativeDown:
         conv, activation = list(self.network.get_submodule(f"ecd{index}.0").children())[-2:]
         assert isinstance(conv, EqualConv2d) and isinstance(activation, BiasedLeaky)
         weight, bias = conv.weight * (conv.scale * SQRT2), activation.bias * SQRT2
         if index > 0 and self._side(index) <= COARSE and self.dtype == torch.float32:
             return PatchConv(weight, bias)
+        if index > 0 and self._side(index) > COARSE:
+            kernels = cpu_kernels.kernels(self.dtype)
+            if kernels is not None and cpu_native_encoder.usable(weight, self.dtype):
+                return NativeDown(kernels, weight, bias, self.dtype)
         side = 2 * self._side(index) + 1
         like = [1, weight.shape[1], min(side, 33), side] if index else None
         return Conv(weight, bias, self.dtype, stride=conv.stride, leaky=True, like=like)
@@ -183,7 +188,9 @@ class _Face:
 
     def _finest(self, rows: Rows) -> Tensor:
         """The encoder's first feature, of some rows, from the picture."""
-        return self.owner.encoder[0](channels_last(self.x[:, :, rows.slice], self.owner.dtype))
+        conv = self.owner.encoder[0]
+        assert isinstance(conv, Conv)  # a 1x1 convolution
+        return conv(channels_last(self.x[:, :, rows.slice], self.owner.dtype))
 
     # --- encoder -----------------------------------------------------------------------
 
@@ -202,12 +209,18 @@ class _Face:
         c_in = owner.channels[owner.levels - index + 1]
         fir, conv = owner.firs[index - 1], owner.encoder[index]
 
+        if isinstance(conv, NativeDown):
+            out = self.planes[f"feature {size}"]
+            conv.run(self.pool, above, out, owner.planes)
+            return out
+        plain: Conv | PatchConv = conv
+
         def encode(rows: Rows) -> Tensor:
             # Blurred row i takes rows i-2 .. i+1; row a of the result takes blurred 2a .. 2a+2.
             first, last = 2 * rows.start - 2, 2 * rows.stop + 2
             need = Rows(max(first, 0), min(last, 2 * size))
             part, padding = pad_rows(above(need), need.start - first, last - need.stop)
-            return conv(fir(part, (padding, 2)))
+            return plain(fir(part, (padding, 2)))
 
         if size <= COARSE:
             return encode(Rows(0, size))

@@ -23,7 +23,7 @@ LIBRARY = FOLDER / ("kernels.dll" if sys.platform == "win32" else "kernels.so")
 COMPILERS = ("cc", "gcc", "clang")
 PLAIN = "library.c"  # asks the processor what it has, so it must run on any
 _FLAGS = ["-std=c11", "-O3", "-fPIC", "-fno-math-errno"]
-_AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+_AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"]
 _SECONDS = 300
 
 

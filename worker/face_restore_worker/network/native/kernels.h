@@ -24,6 +24,25 @@ struct winograd {
     float gain;
 };
 
+/* leaky(conv3x3(blur(source), stride 2) + bias), blur by [1, 3, 3, 1] both ways, not divided by 64:
+ * tile rows `from` to `to` - 1, of four rows each, to `out`.
+ *
+ * `source` has `rows` rows of the plane from row `first` on, channels_last, fp32 or bf16; what lies
+ * outside counts as zero. `out` has half as many columns, and its pixels lie behind each other.
+ * Channels as above, columns a multiple of 8.
+ */
+struct downsample {
+    const void *source;
+    void *out;
+    /* 5 x 5 matrices in panels, (inputs times phases, 32): both rows and columns even; where the
+     * column's point is finite, columns odd; where the row's is, rows odd; where both are, both. */
+    const float *weight;
+    const float *bias;
+    float *scratch; /* 25 * (block * (4 inputs + outputs) + 32) values */
+    ptrdiff_t pixel;
+    int32_t inputs, outputs, first, rows, columns, from, to, block; /* block: multiple of 8 */
+};
+
 /* part = leaky(gain * encoder + shift), written where `part` is not null;
  * out = weight concat(image, part) + bias + the picture below at twice its size.
  *
@@ -53,23 +72,30 @@ struct finish {
 struct upsample {
     const void *source;
     void *out;
-    const float *weight; /* 25 + 5 + 5 + 1 panels: both ways, rows only, columns only, neither */
+    /* 25 + 5 + 5 + 1 matrices in panels: both ways, rows only, columns only, neither; for bf16 planes
+     * all but the first 25 are of pairs of bf16, (inputs / 2, 32, 2) */
+    const float *weight;
     const float *style, *scale, *bias;
-    float *raised;  /* (3 + 8 * max(1, block / (columns / 4 + 1)), raised_width, outputs), zeros */
+    /* (3, raised_width, outputs), zeros at first, and behind it room for as many values as
+     * (3 + 8 * max(1, block / (columns / 4 + 1)), 3 + 8 * min(block, columns / 4 + 1), outputs) */
+    float *raised;
     float *scratch; /* 81 * (block * (inputs + outputs) + 32) values */
     ptrdiff_t pixel;
-    int32_t inputs, outputs, rows, columns, raised_width; /* 2 columns + 9 */
+    int32_t inputs, outputs, rows, columns, raised_width; /* 2 columns + 8 */
     int32_t first, last, from, to, block;                 /* block: multiple of 8 */
 };
 
 uint64_t version(void);  /* of the sources it was made from: build.py's `source_version` */
-int32_t features(void); /* 1: the processor has what the kernels need */
+int32_t features(void); /* 1: the processor has what fp32 needs; 2: and what bf16 needs */
 
 void winograd_fp32(const struct winograd *w);
 void winograd_bf16(const struct winograd *w);
 
 void upsample_fp32(const struct upsample *u);
 void upsample_bf16(const struct upsample *u);
+
+void downsample_fp32(const struct downsample *d);
+void downsample_bf16(const struct downsample *d);
 
 void finish_fp32(const struct finish *f);
 void finish_bf16(const struct finish *f);

@@ -1,8 +1,9 @@
 """The compiled kernels for Python: found, checked, called through ctypes.
 
 They are used where the library was made from the sources that lie here (`build.py`), the processor
-has AVX-512, and a small example comes out as torch has it (`cpu_native.agrees`). Otherwise a line
-is logged and torch computes. ``FACE_RESTORE_NATIVE=0`` in the environment turns them off.
+has AVX-512 (for bf16 also AVX512_BF16, and no AMX), and small examples come out as torch has them
+(`cpu_kernels.agrees`). Otherwise a line is logged and torch computes. ``FACE_RESTORE_NATIVE=0`` in
+the environment turns them off.
 
 A call computes in the calling thread and lets other Python threads run meanwhile.
 """
@@ -48,6 +49,13 @@ ARGUMENTS = {
         "inputs outputs rows columns raised_width first last from to block",
         "",
     ),
+    "downsample": _structure(
+        "Downsample",
+        "source out weight bias scratch",
+        "pixel",
+        "inputs outputs first rows columns from to block",
+        "",
+    ),
     "finish": _structure(
         "Finish",
         "image encoder part weight shift bias below out",
@@ -74,8 +82,13 @@ class Library:
         version.restype = ctypes.c_uint64
         if version() != build.source_version():
             raise OSError(f"{path.name} was made from other sources; install again")
-        if not features():
+        self._features = int(features())
+        if not self._features:
             raise OSError("the processor has no AVX-512")
+
+    def supports(self, dtype: torch.dtype) -> bool:
+        """Whether the kernels compute planes of `dtype` faster than torch on this processor."""
+        return bool(self._features & {torch.float32: 1, torch.bfloat16: 2}[dtype])
 
     def call(self, name: str, dtype: torch.dtype, **arguments: Tensor | float | None) -> None:
         """Call the kernel `name` for planes of `dtype`; tensors are passed by their address.

@@ -9,49 +9,36 @@
  */
 #include <string.h>
 
+#include "filter2.h"
 #include "kernels.h"
 #include "vector.h"
 
 #define TILE 4
-#define POINTS 5
 #define LEAD 3 /* rows kept from the tile rows before */
-
-static const float A = 0.375f, B = 1.25f, A2 = 0.140625f, B2 = 1.5625f;
-
-/* B^T d for five values d, each of sixteen channels. */
-INLINE void into(const __m512 d[5], __m512 v[5]) {
-    const __m512 a = _mm512_set1_ps(A), b = _mm512_set1_ps(B), a2 = _mm512_set1_ps(A2),
-                 b2 = _mm512_set1_ps(B2);
-    __m512 even = _mm512_fnmadd_ps(b2, d[0], d[2]), odd = _mm512_fnmadd_ps(b2, d[1], d[3]);
-    v[0] = _mm512_fmadd_ps(a, even, odd);
-    v[1] = _mm512_fnmadd_ps(a, even, odd);
-    even = _mm512_fnmadd_ps(a2, d[0], d[2]);
-    odd = _mm512_fnmadd_ps(a2, d[1], d[3]);
-    v[2] = _mm512_fmadd_ps(b, even, odd);
-    v[3] = _mm512_fnmadd_ps(b, even, odd);
-    v[4] = _mm512_fnmadd_ps(_mm512_set1_ps(A2 + B2), d[2],
-                            _mm512_fmadd_ps(_mm512_set1_ps(A2 * B2), d[0], d[4]));
-}
-
-/* A^T m for five values m. */
-INLINE void out_of(const __m512 m[5], __m512 y[4]) {
-    const __m512 a = _mm512_set1_ps(A), b = _mm512_set1_ps(B), a2 = _mm512_set1_ps(A2),
-                 b2 = _mm512_set1_ps(B2);
-    __m512 inner = _mm512_add_ps(m[0], m[1]), outer = _mm512_add_ps(m[2], m[3]);
-    y[0] = _mm512_add_ps(inner, outer);
-    y[2] = _mm512_fmadd_ps(b2, outer, _mm512_mul_ps(a2, inner));
-    inner = _mm512_mul_ps(a, _mm512_sub_ps(m[0], m[1]));
-    outer = _mm512_mul_ps(b, _mm512_sub_ps(m[2], m[3]));
-    y[1] = _mm512_add_ps(inner, outer);
-    y[3] = _mm512_fmadd_ps(b2, outer, _mm512_fmadd_ps(a2, inner, m[4]));
-}
 
 /* Where the phases lie among what is transformed, counted in planes of `tiles` tiles. */
 enum { BOTH = 0, ROWS = 25, COLUMNS = 45, NEITHER = 65, PLANES = 81 };
 
-/* Transform a tile, sixteen channels: plane k to v[k * plane]. */
+/* From this plane on bf16 planes are multiplied in bf16; what is transformed both ways would lose
+ * too much by being rounded. */
+enum { PAIRS = ROWS };
+
+/* Where plane k of what is transformed begins; those in bf16 are half as long. */
+INLINE float *plane_of(float *v, int k, ptrdiff_t plane, const int bf16) {
+    return bf16 && k >= PAIRS ? v + PAIRS * plane + (k - PAIRS) * (plane / 2) : v + k * plane;
+}
+
+INLINE void put(float *v, int k, ptrdiff_t plane, ptrdiff_t at, __m512 x, const int bf16) {
+    float *here = plane_of(v, k, plane, bf16);
+    if (bf16 && k >= PAIRS)
+        store(here + at / 2, x, 1);
+    else
+        store(here + at, x, 0);
+}
+
+/* Transform a tile, sixteen channels, to value `at` of each plane of v. */
 INLINE void input_tile(const struct upsample *u, int row, int column, int channel, float *v,
-                       ptrdiff_t plane, const int border, const int bf16) {
+                       ptrdiff_t plane, ptrdiff_t at, const int border, const int bf16) {
     __m512 style = _mm512_loadu_ps(u->style + channel), d[5][5], lines[5][5];
     ptrdiff_t below = u->columns * u->pixel;
     ptrdiff_t first = (row * TILE - 1) * below + (column * TILE - 1) * u->pixel + channel;
@@ -62,10 +49,10 @@ INLINE void input_tile(const struct upsample *u, int row, int column, int channe
 #pragma GCC unroll 5
         for (int k = 0; k < 5; k++) {
             int y = row * TILE - 1 + k;
-            ptrdiff_t at = first + k * below + j * u->pixel;
+            ptrdiff_t from = first + k * below + j * u->pixel;
             line[k] = _mm512_setzero_ps();
             if (!border || (y >= 0 && y < u->rows && x >= 0 && x < u->columns))
-                line[k] = _mm512_mul_ps(style, load(element(u->source, at, bf16), bf16));
+                line[k] = _mm512_mul_ps(style, load(element(u->source, from, bf16), bf16));
             d[k][j] = line[k];
         }
         into(line, t);
@@ -78,32 +65,32 @@ INLINE void input_tile(const struct upsample *u, int row, int column, int channe
         into(lines[k], t);
 #pragma GCC unroll 5
         for (int j = 0; j < 5; j++)
-            _mm512_storeu_ps(v + (BOTH + 5 * k + j) * plane, t[j]);
+            put(v, BOTH + 5 * k + j, plane, at, t[j], bf16);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++)
-            _mm512_storeu_ps(v + (ROWS + 4 * k + j) * plane, lines[k][j + 1]);
+            put(v, ROWS + 4 * k + j, plane, at, lines[k][j + 1], bf16);
     }
     for (int k = 0; k < 4; k++) {
         __m512 t[5];
         into(d[k + 1], t);
 #pragma GCC unroll 5
         for (int j = 0; j < 5; j++)
-            _mm512_storeu_ps(v + (COLUMNS + 4 * j + k) * plane, t[j]);
+            put(v, COLUMNS + 4 * j + k, plane, at, t[j], bf16);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++)
-            _mm512_storeu_ps(v + (NEITHER + 4 * k + j) * plane, d[k + 1][j + 1]);
+            put(v, NEITHER + 4 * k + j, plane, at, d[k + 1][j + 1], bf16);
     }
 }
 
 INLINE void input(const struct upsample *u, int row, int column, float *v, ptrdiff_t plane,
-                  const int bf16) {
+                  ptrdiff_t at, const int bf16) {
     int inside = row > 0 && TILE * (row + 1) <= u->rows && column > 0 &&
                  TILE * (column + 1) <= u->columns;
     for (int c = 0; c < u->inputs; c += LANES)
         if (inside)
-            input_tile(u, row, column, c, v + c, plane, 0, bf16);
+            input_tile(u, row, column, c, v, plane, at + c, 0, bf16);
         else
-            input_tile(u, row, column, c, v + c, plane, 1, bf16);
+            input_tile(u, row, column, c, v, plane, at + c, 1, bf16);
 }
 
 /* Write a tile of the transposed convolution, sixteen outputs, from its 81 products. */
@@ -147,78 +134,97 @@ INLINE void output_tile(const float *m, ptrdiff_t plane, float *out, ptrdiff_t p
 }
 
 /* The 36 matrix products; planes of one matrix lie behind each other. */
-INLINE void products(const struct upsample *u, const float *v, float *m, ptrdiff_t v_plane,
-                     ptrdiff_t m_plane, int tiles) {
+INLINE void products(const struct upsample *u, float *v, float *m, ptrdiff_t v_plane,
+                     ptrdiff_t m_plane, int tiles, const int bf16) {
     const float *weight = u->weight;
     for (int plane = 0, many; plane < PLANES; plane += many) {
         many = plane < ROWS ? 1 : plane < NEITHER ? 4 : 16;
-        for (int k = 0; k < many; k++)
-            product(v + (plane + k) * v_plane, u->inputs, weight, m + (plane + k) * m_plane,
-                    u->outputs, tiles, u->inputs, u->outputs);
-        weight += (ptrdiff_t)u->inputs * u->outputs;
+        int depth = bf16 && plane >= PAIRS ? u->inputs / 2 : u->inputs;
+        for (int k = plane; k < plane + many; k++) {
+            const float *a = plane_of(v, k, v_plane, bf16);
+            if (bf16 && plane >= PAIRS)
+                product(a, depth, weight, m + k * m_plane, u->outputs, tiles, depth, u->outputs, 1);
+            else
+                product(a, depth, weight, m + k * m_plane, u->outputs, tiles, depth, u->outputs, 0);
+        }
+        weight += (ptrdiff_t)depth * u->outputs;
     }
 }
 
-/* Rows of the result from as many rows and LEAD more of the transposed convolution. */
-INLINE void blur(const struct upsample *u, const float *raised, int rows, int first,
-                 const int bf16) {
-    enum { RUN = 64 };
-    int width = 2 * u->columns;
-    ptrdiff_t pixel = u->outputs, line = (ptrdiff_t)u->raised_width * pixel;
+/* Blur what lies in `near`: `rows` rows of the result from row `y` on, `columns` from `x` on. */
+INLINE void blur(const struct upsample *u, const float *near, ptrdiff_t line, int y, int rows,
+                 int x, int columns, const int bf16) {
+    ptrdiff_t pixel = u->outputs, width = 2 * u->columns;
     const __m512 three = _mm512_set1_ps(3.0f);
-    for (int y = 0; y < rows; y++) {
-        if (first + y < u->from || first + y >= u->to)
+    int left = x < 0 ? -x : 0, right = x + columns > width ? (int)width - x : columns;
+    for (int r = 0; r < rows; r++) {
+        if (y + r < u->from || y + r >= u->to)
             continue;
-        ptrdiff_t at = (ptrdiff_t)(first + y - u->from) * width;
-        for (int x = 0; x < width; x += RUN)
-            for (int o = 0; o < u->outputs; o += LANES) {
-                const float *here = raised + y * line + x * pixel + o;
-                __m512 scale = _mm512_loadu_ps(u->scale + o), bias = _mm512_loadu_ps(u->bias + o);
-                int run = width - x < RUN ? width - x : RUN;
-                __m512 sums[3] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-                for (int k = 0; k < run + 3; k++, here += pixel) {
-                    __m512 outer = _mm512_add_ps(_mm512_loadu_ps(here),
-                                                 _mm512_loadu_ps(here + 3 * line));
-                    __m512 inner = _mm512_add_ps(_mm512_loadu_ps(here + line),
-                                                 _mm512_loadu_ps(here + 2 * line));
-                    __m512 sum = _mm512_fmadd_ps(three, inner, outer);
-                    if (k >= 3) {
-                        outer = _mm512_add_ps(sums[0], sum);
-                        inner = _mm512_add_ps(sums[1], sums[2]);
-                        outer = _mm512_fmadd_ps(three, inner, outer);
-                        store((void *)element(u->out, (at + x + k - 3) * pixel + o, bf16),
-                              leaky(_mm512_fmadd_ps(outer, scale, bias)), bf16);
-                    }
-                    sums[0] = sums[1], sums[1] = sums[2], sums[2] = sum;
+        for (int o = 0; o < u->outputs; o += LANES) {
+            const float *here = near + r * line + left * pixel + o;
+            ptrdiff_t at = ((y + r - u->from) * width + x) * pixel + o;
+            __m512 scale = _mm512_loadu_ps(u->scale + o), bias = _mm512_loadu_ps(u->bias + o);
+            __m512 sums[3] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+#pragma GCC unroll 4
+            for (int k = left - 3; k < right; k++, here += pixel) {
+                __m512 outer =
+                    _mm512_add_ps(_mm512_loadu_ps(here), _mm512_loadu_ps(here + 3 * line));
+                __m512 inner =
+                    _mm512_add_ps(_mm512_loadu_ps(here + line), _mm512_loadu_ps(here + 2 * line));
+                __m512 sum = _mm512_fmadd_ps(three, inner, outer);
+                if (k >= left) {
+                    outer = _mm512_add_ps(sums[0], sum);
+                    inner = _mm512_add_ps(sums[1], sums[2]);
+                    outer = _mm512_fmadd_ps(three, inner, outer);
+                    store((void *)element(u->out, at + k * pixel, bf16),
+                          leaky(_mm512_fmadd_ps(outer, scale, bias)), bf16);
                 }
+                sums[0] = sums[1], sums[1] = sums[2], sums[2] = sum;
             }
+        }
     }
+}
+
+/* Tiles `x` to `x + wide - 1` of `some` tile rows: `near` gets them behind LEAD columns and below
+ * LEAD rows of what was before, `kept` the rows for the next tile row. */
+INLINE void tiles(const struct upsample *u, int row, int some, int x, int wide, float *near,
+                  ptrdiff_t line, const int bf16) {
+    ptrdiff_t pixel = u->outputs, kept_line = u->raised_width * pixel;
+    ptrdiff_t v_plane = (ptrdiff_t)u->block * u->inputs + LANES;
+    ptrdiff_t m_plane = (ptrdiff_t)u->block * u->outputs + LANES;
+    float *v = u->scratch, *m = v + PLANES * v_plane, *kept = u->raised + (ptrdiff_t)x * 8 * pixel;
+    float *inner = near + LEAD * (line + pixel);
+    size_t run = sizeof *near * (size_t)(wide * 8 * pixel);
+    for (int t = 0; t < some * wide; t++)
+        input(u, row + t / wide, x + t % wide, v, v_plane, (ptrdiff_t)t * u->inputs, bf16);
+    products(u, v, m, v_plane, m_plane, (some * wide + 7) / 8 * 8, bf16);
+    for (int k = 0; k < LEAD; k++)
+        memcpy(inner + (k - LEAD) * line, kept + k * kept_line, run);
+    for (int t = 0; t < some * wide; t++)
+        for (int o = 0; o < u->outputs; o += LANES)
+            output_tile(m + (ptrdiff_t)t * u->outputs + o, m_plane,
+                        inner + t / wide * 8 * line + t % wide * 8 * pixel + o, pixel, line);
+    for (int k = 0; k < LEAD; k++)
+        memcpy(kept + k * kept_line, inner + (8 * some + k - LEAD) * line, run);
 }
 
 INLINE void enlarge(const struct upsample *u, const int bf16) {
     int across = u->columns / TILE + 1, block = u->block;
-    ptrdiff_t v_plane = (ptrdiff_t)block * u->inputs + LANES;
-    ptrdiff_t m_plane = (ptrdiff_t)block * u->outputs + LANES;
-    float *v = u->scratch, *m = v + PLANES * v_plane;
-    ptrdiff_t line = (ptrdiff_t)u->raised_width * u->outputs;
-    int high = block / across > 1 ? block / across : 1;
+    int most = across < block ? across : block, high = block / across > 1 ? block / across : 1;
+    ptrdiff_t pixel = u->outputs, line = (LEAD + 8 * most) * pixel;
+    float *near = u->raised + LEAD * u->raised_width * pixel;
+    size_t lead = sizeof *near * (size_t)(LEAD * pixel);
     for (int row = u->first; row < u->last; row += high) {
         int some = u->last - row < high ? u->last - row : high;
-        float *raised = u->raised + LEAD * line + u->outputs; /* behind a column of zeros */
+        for (int r = 0; r < LEAD + 8 * some; r++)
+            memset(near + r * line, 0, lead);
         for (int x = 0; x < across; x += block) {
             int wide = across - x < block ? across - x : block;
-            for (int t = 0; t < some * wide; t++)
-                input(u, row + t / wide, x + t % wide, v + (ptrdiff_t)t * u->inputs, v_plane, bf16);
-            products(u, v, m, v_plane, m_plane, (some * wide + 7) / 8 * 8);
-            for (int t = 0; t < some * wide; t++)
-                for (int o = 0; o < u->outputs; o += LANES)
-                    output_tile(m + (ptrdiff_t)t * u->outputs + o, m_plane,
-                                raised + t / wide * 8 * line +
-                                    (ptrdiff_t)(x + t % wide) * 8 * u->outputs + o,
-                                u->outputs, line);
+            tiles(u, row, some, x, wide, near, line, bf16);
+            blur(u, near, line, 8 * row - 2, 8 * some, 8 * x - 2, 8 * wide, bf16);
+            for (int r = 0; r < LEAD + 8 * some; r++)
+                memmove(near + r * line, near + r * line + 8 * wide * pixel, lead);
         }
-        blur(u, u->raised, 8 * some, 8 * row - 2, bf16);
-        memmove(u->raised, u->raised + 8 * some * line, LEAD * line * sizeof *u->raised);
     }
 }
 

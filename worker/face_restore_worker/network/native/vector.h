@@ -21,17 +21,7 @@ INLINE __m512 widen(__m256i half) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-/* Round to nearest, ties to even, as torch does; infinities stay, NaN may become infinite. */
-INLINE __m256i narrow(__m512 x) {
-#ifdef __AVX512BF16__
-    return (__m256i)_mm512_cvtneps_pbh(x);
-#else
-    __m512i bits = _mm512_castps_si512(x);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
-#endif
-}
+INLINE __m256i narrow(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 
 INLINE __m512 load(const void *at, int bf16) {
     return bf16 ? widen(_mm256_loadu_si256(at)) : _mm512_loadu_ps(at);
@@ -50,9 +40,10 @@ INLINE __m512 leaky(__m512 x) {
 
 /* c (rows x vectors * 16) = a (rows x depth) b (depth x vectors * 16), the sums in registers.
  *
+ * `pairs`: what a and b hold are pairs of bf16 along the depth, each taken for one float.
  * Four rows have one pointer, so that no address needs a register that is not there. */
 INLINE void small_product(const float *a, ptrdiff_t a_row, const float *b, float *c,
-                          ptrdiff_t c_row, int depth, const int rows, const int vectors) {
+                          ptrdiff_t c_row, int depth, const int rows, const int vectors, const int pairs) {
     __m512 sum[16][2];
     const float *four[4];
     ptrdiff_t third = 3 * a_row;
@@ -79,7 +70,8 @@ INLINE void small_product(const float *a, ptrdiff_t a_row, const float *b, float
                                                    : at[third]);
 #pragma GCC unroll 2
             for (int v = 0; v < vectors; v++)
-                sum[r][v] = _mm512_fmadd_ps(x, line[v], sum[r][v]);
+                sum[r][v] = pairs ? _mm512_dpbf16_ps(sum[r][v], (__m512bh)x, (__m512bh)line[v])
+                                  : _mm512_fmadd_ps(x, line[v], sum[r][v]);
             if (r % 4 == 3)
                 four[r / 4]++;
         }
@@ -94,18 +86,18 @@ INLINE void small_product(const float *a, ptrdiff_t a_row, const float *b, float
 /* c = a b for whole matrices: `b` lies in panels of 32 columns (or one of 16), (depth, columns)
  * each; `rows` is a multiple of 8. */
 INLINE void product(const float *a, ptrdiff_t a_row, const float *b, float *c, ptrdiff_t c_row,
-                    int rows, int depth, int columns) {
+                    int rows, int depth, int columns, const int pairs) {
     if (columns == LANES) {
         int r = 0;
         for (; r + 16 <= rows; r += 16)
-            small_product(a + r * a_row, a_row, b, c + r * c_row, c_row, depth, 16, 1);
+            small_product(a + r * a_row, a_row, b, c + r * c_row, c_row, depth, 16, 1, pairs);
         for (; r < rows; r += 8)
-            small_product(a + r * a_row, a_row, b, c + r * c_row, c_row, depth, 8, 1);
+            small_product(a + r * a_row, a_row, b, c + r * c_row, c_row, depth, 8, 1, pairs);
         return;
     }
     for (int n = 0; n < columns; n += 2 * LANES, b += (ptrdiff_t)2 * LANES * depth)
         for (int r = 0; r < rows; r += 8)
-            small_product(a + r * a_row, a_row, b, c + r * c_row + n, c_row, depth, 8, 2);
+            small_product(a + r * a_row, a_row, b, c + r * c_row + n, c_row, depth, 8, 2, pairs);
 }
 
 #endif

@@ -152,7 +152,7 @@ INLINE void convolve(const struct winograd *w, const int bf16) {
             for (int p = 0; p < POINTS; p++)
                 product(v + p * v_plane, inputs,
                         w->weight + (ptrdiff_t)p * inputs * w->outputs, m + p * m_plane,
-                        w->outputs, tiles, inputs, w->outputs);
+                        w->outputs, tiles, inputs, w->outputs, 0);
             for (int r = 0; r < high; r++)
                 output(w, y + r, x, wide, m + (ptrdiff_t)r * wide * w->outputs, m_plane, bf16);
         }
