@@ -3,8 +3,9 @@
 The same function as `cpu_levels.FineLevel`, with fewer products and fewer passes over the planes:
 up-convolution, blur, bias and leaky ReLU are one kernel (`upsample.c`), the convolution with its
 encoder part another (`winograd.c`), the encoder part for the next level and RGB a third
-(`finish.c`). All three take and give fp32 or bf16 and compute in fp32, styles and demodulation
-scale what goes in and comes out, so the weights are transformed once at load.
+(`finish.c`). All three take and give fp32 or bf16 and compute in fp32, but for the up-convolution's
+products in bf16. Styles and demodulation scale what goes in and comes out, so the weights are
+transformed once at load.
 """
 
 from __future__ import annotations
@@ -114,9 +115,8 @@ class NativeLevel:
         self.channels = len(self.biases[0])
         self.inputs = up.conv.weight.shape[2]
         self.up_weight = panels(phase_weights(up.conv.weight[0]))
-        if dtype == torch.bfloat16:  # what one of the directions or none transforms
-            rest = paired(self.up_weight[25:]).flatten()
-            self.up_weight = torch.cat((self.up_weight[:25].flatten(), rest))
+        if dtype == torch.bfloat16:
+            self.up_weight = paired(self.up_weight)
         self.weight = panels(Winograd(conv.conv.weight[0]).weight)
 
     def styled(self, style: Tensor) -> StyledNative:

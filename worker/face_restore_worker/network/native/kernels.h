@@ -73,7 +73,7 @@ struct upsample {
     const void *source;
     void *out;
     /* 25 + 5 + 5 + 1 matrices in panels: both ways, rows only, columns only, neither; for bf16 planes
-     * all but the first 25 are of pairs of bf16, (inputs / 2, 32, 2) */
+     * of pairs of bf16, (inputs / 2, 32, 2) */
     const float *weight;
     const float *style, *scale, *bias;
     /* (3, raised_width, outputs), zeros at first, and behind it room for as many values as

@@ -19,25 +19,13 @@
 /* Where the phases lie among what is transformed, counted in planes of `tiles` tiles. */
 enum { BOTH = 0, ROWS = 25, COLUMNS = 45, NEITHER = 65, PLANES = 81 };
 
-/* From this plane on bf16 planes are multiplied in bf16; what is transformed both ways would lose
- * too much by being rounded. */
-enum { PAIRS = ROWS };
-
-/* Where plane k of what is transformed begins; those in bf16 are half as long. */
-INLINE float *plane_of(float *v, int k, ptrdiff_t plane, const int bf16) {
-    return bf16 && k >= PAIRS ? v + PAIRS * plane + (k - PAIRS) * (plane / 2) : v + k * plane;
-}
-
-INLINE void put(float *v, int k, ptrdiff_t plane, ptrdiff_t at, __m512 x, const int bf16) {
-    float *here = plane_of(v, k, plane, bf16);
-    if (bf16 && k >= PAIRS)
-        store(here + at / 2, x, 1);
-    else
-        store(here + at, x, 0);
+/* bf16 planes are multiplied in bf16: so what is transformed is rounded to it. */
+INLINE void put(void *v, int k, ptrdiff_t plane, ptrdiff_t at, __m512 x, const int bf16) {
+    store((void *)element(v, k * plane + at, bf16), x, bf16);
 }
 
 /* Transform a tile, sixteen channels, to value `at` of each plane of v. */
-INLINE void input_tile(const struct upsample *u, int row, int column, int channel, float *v,
+INLINE void input_tile(const struct upsample *u, int row, int column, int channel, void *v,
                        ptrdiff_t plane, ptrdiff_t at, const int border, const int bf16) {
     __m512 style = _mm512_loadu_ps(u->style + channel), d[5][5], lines[5][5];
     ptrdiff_t below = u->columns * u->pixel;
@@ -82,7 +70,7 @@ INLINE void input_tile(const struct upsample *u, int row, int column, int channe
     }
 }
 
-INLINE void input(const struct upsample *u, int row, int column, float *v, ptrdiff_t plane,
+INLINE void input(const struct upsample *u, int row, int column, void *v, ptrdiff_t plane,
                   ptrdiff_t at, const int bf16) {
     int inside = row > 0 && TILE * (row + 1) <= u->rows && column > 0 &&
                  TILE * (column + 1) <= u->columns;
@@ -134,19 +122,15 @@ INLINE void output_tile(const float *m, ptrdiff_t plane, float *out, ptrdiff_t p
 }
 
 /* The 36 matrix products; planes of one matrix lie behind each other. */
-INLINE void products(const struct upsample *u, float *v, float *m, ptrdiff_t v_plane,
+INLINE void products(const struct upsample *u, const void *v, float *m, ptrdiff_t v_plane,
                      ptrdiff_t m_plane, int tiles, const int bf16) {
     const float *weight = u->weight;
+    int depth = bf16 ? u->inputs / 2 : u->inputs; /* two bf16 are as one float */
     for (int plane = 0, many; plane < PLANES; plane += many) {
         many = plane < ROWS ? 1 : plane < NEITHER ? 4 : 16;
-        int depth = bf16 && plane >= PAIRS ? u->inputs / 2 : u->inputs;
-        for (int k = plane; k < plane + many; k++) {
-            const float *a = plane_of(v, k, v_plane, bf16);
-            if (bf16 && plane >= PAIRS)
-                product(a, depth, weight, m + k * m_plane, u->outputs, tiles, depth, u->outputs, 1);
-            else
-                product(a, depth, weight, m + k * m_plane, u->outputs, tiles, depth, u->outputs, 0);
-        }
+        for (int k = plane; k < plane + many; k++)
+            product(element(v, k * v_plane, bf16), depth, weight, m + k * m_plane, u->outputs,
+                    tiles, depth, u->outputs, bf16);
         weight += (ptrdiff_t)depth * u->outputs;
     }
 }
