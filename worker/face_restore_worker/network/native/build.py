@@ -3,7 +3,7 @@
     python -m face_restore_worker.network.native.build
 
 Standard library only, and it imports nothing of the package: the installation runs it as a file
-(`hatch_build.py`). Without the library everything works, slower.
+(`installer/hatch_build.py`). Without the library everything works, slower.
 """
 
 from __future__ import annotations
