@@ -5,7 +5,8 @@
 Random weights (their values do not change the time). Every variant has a process of its own, set
 up as the worker is; they take turns, so that a busy machine slows all of them. Medians are what
 to compare. `cpu` is processor time per thread, which other programs disturb less. `first` is a
-fresh process's first face, `peak` its memory with the model loaded and that face restored.
+fresh process's first face, `peak` its memory with the model loaded and that face restored. `torch`
+is the same without the compiled kernels; `--variants` chooses some.
 
 `face-restore bench` times the same beside other programs.
 """
@@ -14,17 +15,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-VARIANTS = ("reference fp32", "fp32", "bf16")
+VARIANTS = ("reference fp32", "fp32", "fp32 torch", "bf16", "bf16 torch")
 Times = dict[str, list[float]]
 
 
@@ -44,7 +46,7 @@ def build(variant: str, size: int) -> Callable[[Any], Any]:
     network = build_gpen(architecture, state)
     if variant.startswith("reference"):
         return network
-    return GpenRestorer(network, torch.device("cpu"), variant)
+    return GpenRestorer(network, torch.device("cpu"), variant.split()[0])
 
 
 def serve(variant: str, size: int) -> None:
@@ -79,7 +81,14 @@ def own_peak() -> float:
 def start(variant: str, size: int) -> subprocess.Popen[str]:
     """A process that serves one variant."""
     command = [sys.executable, __file__, "--size", str(size), "--serve", variant]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    kernels = {"FACE_RESTORE_NATIVE": "0"} if variant.endswith("torch") else {}
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **kernels},
+    )
 
 
 def face(process: subprocess.Popen[str]) -> dict[str, float]:
@@ -90,16 +99,16 @@ def face(process: subprocess.Popen[str]) -> dict[str, float]:
     return json.loads(process.stdout.readline())
 
 
-def compare(size: int, repeats: int) -> dict[str, Any]:
+def compare(size: int, repeats: int, variants: Sequence[str] = VARIANTS) -> dict[str, Any]:
     """Let the variants take turns and report medians."""
     import torch
 
-    servers = {variant: start(variant, size) for variant in VARIANTS}
+    servers = {variant: start(variant, size) for variant in variants}
     try:
         first = {variant: face(server) for variant, server in servers.items()}
         for server in servers.values():
             face(server)  # the second warms up what the first has not
-        faces: dict[str, Times] = {v: {"wall": [], "cpu": []} for v in VARIANTS}
+        faces: dict[str, Times] = {v: {"wall": [], "cpu": []} for v in variants}
         for _ in range(repeats):
             for variant, server in servers.items():
                 took = face(server)
@@ -113,7 +122,7 @@ def compare(size: int, repeats: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
-        "variants": {variant: row(first[variant], faces[variant]) for variant in VARIANTS},
+        "variants": {variant: row(first[variant], faces[variant]) for variant in variants},
     }
 
 
@@ -135,12 +144,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2048, choices=(256, 512, 1024, 2048))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
     parser.add_argument("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         serve(args.serve, args.size)
         return
-    report = compare(args.size, args.repeats)
+    report = compare(args.size, args.repeats, args.variants)
     if args.json:
         print(json.dumps(report, indent=2))
         return

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from face_restore_worker.network.cpu_memory import Planes
 from face_restore_worker.network.cpu_ops import (
     Conv,
     TransposedConv,
@@ -268,6 +269,7 @@ class LevelPlanes:
         rgb: fp32 RGB of the level below inside a border of one zero, (1, 3, S / 2 + 2, S / 2 + 2).
         out: image and encoder part of this level, (1, 2 C, S, S), written; None at the finest.
         out_rgb: fp32 RGB of this level, (1, 3, S, S), written.
+        memory: gives buffers that outlast the level, by name.
     """
 
     source: Tensor
@@ -275,6 +277,7 @@ class LevelPlanes:
     rgb: Tensor
     out: Tensor | None
     out_rgb: Tensor
+    memory: Planes
 
 
 @dataclass(frozen=True)

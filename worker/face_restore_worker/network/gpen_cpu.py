@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from face_restore_worker.network import cpu_kernels, cpu_native, cpu_native_encoder
 from face_restore_worker.network.cpu_levels import (
     CoarseConv,
     CoarseLevel,
@@ -36,6 +37,8 @@ from face_restore_worker.network.cpu_levels import (
     LevelPlanes,
 )
 from face_restore_worker.network.cpu_memory import Planes, give_back, huge_pages, keep_freed
+from face_restore_worker.network.cpu_native import NativeLevel
+from face_restore_worker.network.cpu_native_encoder import NativeDown
 from face_restore_worker.network.cpu_ops import Conv, PatchConv, channels_last, pad_rows
 from face_restore_worker.network.cpu_strips import Rows, StripPool, cut, strip_rows
 from face_restore_worker.network.gpen import Gpen
@@ -75,7 +78,7 @@ class GpenCpu:
             self.first_rgb = CoarseRgb(generator.to_rgb1, dtype)
             pairs = zip(generator.convs[::2], generator.convs[1::2], generator.to_rgbs, strict=True)
             self.synthesis = [
-                (CoarseLevel if 4 << level <= COARSE else FineLevel)(layers, dtype, 4 << level)
+                self._level(layers, 4 << level)
                 for level, layers in enumerate(cast(list[Layers], list(pairs)), start=1)
             ]
             like = torch.empty(0, dtype=torch.float32)
@@ -84,12 +87,24 @@ class GpenCpu:
                 for channels in self.channels[:0:-1]
             ]
 
-    def _encoder_conv(self, index: int) -> Conv | PatchConv:
+    def _level(self, layers: Layers, size: int) -> CoarseLevel | FineLevel | NativeLevel:
+        if size <= COARSE:
+            return CoarseLevel(layers, self.dtype, size)
+        kernels = cpu_kernels.kernels(self.dtype)
+        if kernels is not None and cpu_native.usable(layers, size):
+            return NativeLevel(kernels, layers, self.dtype, size)
+        return FineLevel(layers, self.dtype, size)
+
+    def _encoder_conv(self, index: int) -> Conv | PatchConv | NativeDown:
         conv, activation = list(self.network.get_submodule(f"ecd{index}.0").children())[-2:]
         assert isinstance(conv, EqualConv2d) and isinstance(activation, BiasedLeaky)
         weight, bias = conv.weight * (conv.scale * SQRT2), activation.bias * SQRT2
         if index > 0 and self._side(index) <= COARSE and self.dtype == torch.float32:
             return PatchConv(weight, bias)
+        if index > 0 and self._side(index) > COARSE:
+            kernels = cpu_kernels.kernels(self.dtype)
+            if kernels is not None and cpu_native_encoder.usable(weight, self.dtype):
+                return NativeDown(kernels, weight, bias, self.dtype)
         side = 2 * self._side(index) + 1
         like = [1, weight.shape[1], min(side, 33), side] if index else None
         return Conv(weight, bias, self.dtype, stride=conv.stride, leaky=True, like=like)
@@ -173,7 +188,9 @@ class _Face:
 
     def _finest(self, rows: Rows) -> Tensor:
         """The encoder's first feature, of some rows, from the picture."""
-        return self.owner.encoder[0](channels_last(self.x[:, :, rows.slice], self.owner.dtype))
+        conv = self.owner.encoder[0]
+        assert isinstance(conv, Conv)  # a 1x1 convolution
+        return conv(channels_last(self.x[:, :, rows.slice], self.owner.dtype))
 
     # --- encoder -----------------------------------------------------------------------
 
@@ -192,12 +209,18 @@ class _Face:
         c_in = owner.channels[owner.levels - index + 1]
         fir, conv = owner.firs[index - 1], owner.encoder[index]
 
+        if isinstance(conv, NativeDown):
+            out = self.planes[f"feature {size}"]
+            conv.run(self.pool, above, out, owner.planes)
+            return out
+        plain: Conv | PatchConv = conv
+
         def encode(rows: Rows) -> Tensor:
             # Blurred row i takes rows i-2 .. i+1; row a of the result takes blurred 2a .. 2a+2.
             first, last = 2 * rows.start - 2, 2 * rows.stop + 2
             need = Rows(max(first, 0), min(last, 2 * size))
             part, padding = pad_rows(above(need), need.start - first, last - need.stop)
-            return conv(fir(part, (padding, 2)))
+            return plain(fir(part, (padding, 2)))
 
         if size <= COARSE:
             return encode(Rows(0, size))
@@ -230,16 +253,24 @@ class _Face:
         if rgb is not out:
             out.copy_(rgb)
 
-    def _fine(self, level: FineLevel, x: Tensor, feature: Tensor | None, rgb: Tensor,
+    def _fine(self, level: FineLevel | NativeLevel, x: Tensor, feature: Tensor | None, rgb: Tensor,
               style: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
         size = level.size
         last = feature is None
+        padded = F.pad(rgb, (1, 1, 1, 1))
+        out_rgb = out if last else self.planes[f"rgb {size}"]
+        if isinstance(level, NativeLevel):  # RGB in three planes
+            padded = padded.contiguous()
+            out_rgb = out_rgb if last else out_rgb.permute(0, 2, 3, 1).view(out_rgb.shape)
+        else:
+            padded = padded.contiguous(memory_format=torch.channels_last)
         planes = LevelPlanes(
             source=x,
             feature=self._finest if feature is None else _rows_of(feature),
-            rgb=F.pad(rgb, (1, 1, 1, 1)).contiguous(memory_format=torch.channels_last),
+            rgb=padded,
             out=None if last else self.planes[f"image {size}"],
-            out_rgb=out if last else self.planes[f"rgb {size}"],
+            out_rgb=out_rgb,
+            memory=self.owner.planes,
         )
         level.styled(style).run(self.pool, planes)
         return (x if planes.out is None else planes.out), planes.out_rgb

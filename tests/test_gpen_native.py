@@ -1,0 +1,385 @@
+"""The compiled kernels compute the processor's GPEN, and without them torch does."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from face_restore_worker.network import cpu_native, cpu_strips, gpen_cpu
+from face_restore_worker.network.architecture import GpenArchitecture
+from face_restore_worker.network.cpu_levels import LevelPlanes
+from face_restore_worker.network.cpu_memory import Planes
+from face_restore_worker.network.cpu_native import NativeLevel
+from face_restore_worker.network.cpu_native_encoder import NativeDown
+from face_restore_worker.network.cpu_strips import StripPool
+from face_restore_worker.network.gpen import Gpen, StyledConv, ToRgb, build_gpen
+from face_restore_worker.network.gpen_cpu import GpenCpu
+from face_restore_worker.network.native import build, library
+from face_restore_worker.network.native.library import Library
+from face_restore_worker.network.primitives import SLOPE, fir_kernel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+STYLE = 8
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The kernels of these sources, compiled without a warning."""
+    if build.compiler() is None or platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip("no C compiler, or no x86-64 processor: there are no compiled kernels here")
+    path = tmp_path_factory.mktemp("kernels") / build.LIBRARY.name
+    line = build.build("-Wall", "-Wextra", "-Werror", library=path)
+    assert path.exists(), line
+    loaded = ctypes.CDLL(str(path))
+    if not loaded.features():
+        pytest.skip("the processor has no AVX-512: the compiled kernels are not for it")
+    return Library(path)
+
+
+@pytest.fixture
+def in_use(compiled: Library, monkeypatch: pytest.MonkeyPatch) -> Library:
+    """The compiled kernels, used by what is built from now on."""
+    monkeypatch.delenv(library.VARIABLE, raising=False)
+    monkeypatch.setattr(library, "installed", lambda: compiled)
+    return compiled
+
+
+def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((value.double() - reference).norm() / reference.norm())
+
+
+class Example:
+    """A level with random weights, what it reads, and what the reference makes of it in fp64."""
+
+    def __init__(self, inputs: int, channels: int, size: int, seed: int, last: bool,
+                 dtype: torch.dtype) -> None:  # fmt: skip
+        generator = torch.Generator().manual_seed(seed)
+        self.layers = (
+            StyledConv(inputs, channels, STYLE, upsample=True),
+            StyledConv(2 * channels, channels, STYLE),
+            ToRgb(2 * channels, STYLE),
+        )
+        for layer in self.layers:
+            for parameter in layer.requires_grad_(False).parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        self.size, self.channels, self.last, self.dtype = size, channels, last, dtype
+        self.style = torch.randn((1, STYLE), generator=generator)
+        self.below = torch.randn((1, 3, size // 2, size // 2), generator=generator)
+        self.source = self.plane((1, inputs, size // 2, size // 2), generator)
+        self.feature = self.plane((1, channels, size, size), generator)
+
+    def plane(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        plane = torch.randn(shape, generator=generator).to(self.dtype)
+        return plane.contiguous(memory_format=torch.channels_last)
+
+    def native(self, kernels: Library, threads: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the kernels make of it: features (1, 2 C, S, S), unset for the last level, RGB."""
+        shape = (1, 2 * self.channels, self.size, self.size)
+        out = torch.zeros(shape, dtype=self.dtype).contiguous(memory_format=torch.channels_last)
+        rgb = torch.full((1, 3, self.size, self.size), torch.nan)
+        planes = LevelPlanes(
+            source=self.source,
+            feature=lambda rows: self.feature[:, :, rows.slice],
+            rgb=F.pad(self.below, (1, 1, 1, 1)),
+            out=None if self.last else out,
+            out_rgb=rgb,
+            memory=Planes(),
+        )
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            with torch.inference_mode(), StripPool() as pool:
+                level = NativeLevel(kernels, self.layers, self.dtype, self.size)
+                level.styled(self.style).run(pool, planes)
+        finally:
+            torch.set_num_threads(before)
+        return out, rgb
+
+    def reference(self) -> tuple[torch.Tensor, torch.Tensor]:
+        up, conv, to_rgb = (layer.double() for layer in self.layers)
+        style, feature = self.style.double(), self.feature.double()
+        x = conv(up(self.source.double(), style, feature), style, feature)
+        return x, to_rgb(x, style, self.below.double())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from([16, 48, 128]),
+    st.sampled_from([16, 32, 96]),
+    st.sampled_from([32, 64, 96, 160]),
+    st.integers(0, 1000),
+    st.booleans(),
+    st.sampled_from([100, 20_000, 8 << 20]),
+    st.integers(1, 3),
+    st.sampled_from([(torch.float32, 1.5e-6), (torch.bfloat16, 8e-3)]),
+)
+def test_a_level_is_the_reference_level(
+    compiled: Library,
+    inputs: int,
+    channels: int,
+    size: int,
+    seed: int,
+    last: bool,
+    strip_bytes: int,
+    threads: int,
+    precision: tuple[torch.dtype, float],
+) -> None:
+    dtype, bound = precision
+    example = Example(inputs, channels, size, seed, last, dtype)
+    assert cpu_native.usable(example.layers, size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_strips, "STRIP_BYTES", strip_bytes)
+        out, rgb = example.native(compiled, threads)
+    wanted, wanted_rgb = example.reference()
+    assert relative_error(rgb, wanted_rgb) < bound
+    assert float((rgb - wanted_rgb).abs().max() / wanted_rgb.std()) < 20 * bound
+    if not last:
+        assert relative_error(out, wanted) < bound
+        assert float((out - wanted).abs().max() / wanted.std()) < 50 * bound
+
+
+def test_a_level_has_the_same_bytes_whatever_the_strips_and_threads(compiled: Library) -> None:
+    example = Example(64, 32, 128, 1, False, torch.float32)
+    out, rgb = example.native(compiled)
+    for strip_bytes, threads in ((100, 1), (100, 2), (300_000, 3)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cpu_strips, "STRIP_BYTES", strip_bytes)
+            again, rgb_again = example.native(compiled, threads)
+        assert torch.equal(again, out) and torch.equal(rgb_again, rgb)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from([16, 48, 128]),
+    st.sampled_from([16, 32, 96]),
+    st.sampled_from([8, 24, 64, 136]),
+    st.integers(0, 1000),
+    st.sampled_from([100, 20_000, 8 << 20]),
+    st.integers(1, 3),
+    st.sampled_from([(torch.float32, 2e-6), (torch.bfloat16, 3e-3)]),
+)
+def test_an_encoder_level_is_the_blurred_convolution(
+    compiled: Library,
+    inputs: int,
+    outputs: int,
+    size: int,
+    seed: int,
+    strip_bytes: int,
+    threads: int,
+    precision: tuple[torch.dtype, float],
+) -> None:
+    dtype, bound = precision
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn((outputs, inputs, 3, 3), generator=generator)
+    bias = torch.randn(outputs, generator=generator)
+    above = torch.randn((1, inputs, 2 * size, 2 * size), generator=generator)
+    above = above.to(dtype).contiguous(memory_format=torch.channels_last)
+    out = torch.full((1, outputs, size, size), torch.nan, dtype=dtype)
+    out = out.contiguous(memory_format=torch.channels_last)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with pytest.MonkeyPatch.context() as patch, StripPool() as pool:
+            patch.setattr(cpu_strips, "STRIP_BYTES", strip_bytes)
+            level = NativeDown(compiled, weight, bias, dtype)
+            level.run(pool, lambda rows: above[:, :, rows.slice], out, Planes())
+    finally:
+        torch.set_num_threads(before)
+    fir = fir_kernel(inputs, 1.0, above.double())
+    blurred = F.conv2d(above.double(), fir, padding=2, groups=inputs)
+    wanted = F.leaky_relu(F.conv2d(blurred, weight.double(), bias.double(), stride=2), SLOPE)
+    assert relative_error(out, wanted) < bound
+    assert float((out - wanted).abs().max() / wanted.std()) < 50 * bound
+
+
+def network(seed: int) -> Gpen:
+    architecture = GpenArchitecture.from_parameters(128, 2, 0.125, 32, 4)
+    generator = torch.Generator().manual_seed(seed)
+    state = {
+        name: torch.randn(shape, generator=generator) * (0.3 if "bias" in name else 1.0)
+        for name, shape in architecture.shapes().items()
+    }
+    return build_gpen(architecture, state)
+
+
+def picture(seed: int) -> torch.Tensor:
+    return torch.rand((1, 3, 128, 128), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.mark.parametrize("coarse", [16, 64])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 8e-3)])
+def test_the_network_with_kernels_is_the_reference_network(
+    coarse: int, dtype: torch.dtype, bound: float, in_use: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpen_cpu, "COARSE", coarse)
+    x, reference = picture(4), network(4)
+    fast = GpenCpu(reference, dtype)
+    assert any(isinstance(level, NativeLevel) for level in fast.synthesis)
+    assert any(isinstance(level, NativeDown) for level in fast.encoder) == (coarse < 64)
+    result = fast(x)
+    assert torch.equal(fast(x), result)
+    assert torch.equal(fast(torch.cat([picture(5), x]))[1:], result)
+    with torch.inference_mode():
+        wanted = reference.double()(x.double())
+    assert relative_error(result, wanted) < bound
+
+
+def test_levels_that_the_kernels_are_not_for_are_computed_by_torch(in_use: Library) -> None:
+    architecture = GpenArchitecture.from_parameters(128, 1, 0.0625, 32, 4)  # 8 channels
+    state = {name: torch.ones(shape) for name, shape in architecture.shapes().items()}
+    fast = GpenCpu(build_gpen(architecture, state))
+    assert not any(isinstance(level, NativeLevel) for level in fast.synthesis)
+
+
+# --- without the library -----------------------------------------------------------------
+
+
+def uses_kernels() -> bool:
+    return any(isinstance(level, NativeLevel) for level in GpenCpu(network(4)).synthesis)
+
+
+class Answer:
+    """A function of a loaded library."""
+
+    restype: object = None
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __call__(self, *arguments: object) -> int:
+        return self.value
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type]:
+    """Make the library that lies here one of the given version and features."""
+
+    class Loaded:
+        def __init__(self, version: int | None = None, features: int = 1) -> None:
+            if version is not None:
+                self.version = Answer(version)
+            self.features = Answer(features)
+            for kernel in library.ARGUMENTS:
+                setattr(self, f"{kernel}_fp32", Answer(0))  # does nothing
+            path = tmp_path / build.LIBRARY.name
+            path.write_bytes(b"")
+            monkeypatch.setattr(build, "LIBRARY", path)
+            monkeypatch.setattr(ctypes, "CDLL", lambda name: self)
+            library.installed.cache_clear()
+
+    monkeypatch.delenv(library.VARIABLE, raising=False)
+    yield Loaded
+    library.installed.cache_clear()
+
+
+def test_without_the_library_torch_computes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(build, "LIBRARY", tmp_path / "kernels.so")
+    library.installed.cache_clear()
+    with caplog.at_level(logging.INFO):
+        assert not uses_kernels()
+    library.installed.cache_clear()
+    assert "kernels.so is not there, torch computes" in caplog.text
+
+
+def test_a_library_that_cannot_be_loaded_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(build, "LIBRARY", tmp_path / "kernels.so")
+    build.LIBRARY.write_bytes(b"no library")
+    library.installed.cache_clear()
+    assert not uses_kernels()
+    library.installed.cache_clear()
+    assert "compiled kernels: not used, torch computes" in caplog.text
+
+
+def test_a_library_of_other_sources_is_not_used(
+    pretend: type, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend(version=build.source_version() ^ 1)
+    assert not uses_kernels()
+    assert "was made from other sources" in caplog.text
+
+
+def test_a_library_that_is_something_else_is_not_used(
+    pretend: type, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend()
+    assert not uses_kernels()
+    assert "another library" in caplog.text
+
+
+def test_without_avx512_torch_computes(pretend: type, caplog: pytest.LogCaptureFixture) -> None:
+    pretend(version=build.source_version(), features=0)
+    assert not uses_kernels()
+    assert "the processor has no AVX-512" in caplog.text
+
+
+def test_kernels_that_compute_something_else_are_not_used(
+    pretend: type, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend(version=build.source_version())
+    assert not uses_kernels()
+    assert caplog.text.count("not used, torch computes: in torch.float32") == 1
+    assert not uses_kernels()
+    assert caplog.text.count("not used, torch computes: in torch.float32") == 1  # checked once
+
+
+def test_the_environment_turns_the_kernels_off(
+    in_use: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpen_cpu, "COARSE", 16)
+    assert uses_kernels()
+    monkeypatch.setenv(library.VARIABLE, "0")
+    assert not uses_kernels()
+
+
+# --- compiling ---------------------------------------------------------------------------
+
+
+def test_an_installation_without_a_compiler_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    line = build.build(library=tmp_path / "kernels.so")
+    assert "no C compiler found, so torch computes" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("compiler", ["false", "/bin/false --option"])
+def test_a_compiler_that_fails_leaves_nothing(
+    compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv("CC", compiler)
+    line = build.build(library=tmp_path / "kernels.so")
+    assert line.startswith("compiled kernels: ") and "failed, so torch computes" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_processors_have_no_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert "not for this processor (aarch64)" in build.build(library=tmp_path / "kernels.so")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_line_ends_of_a_checkout_do_not_change_the_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for file in build.FOLDER.glob("*.[ch]"):
+        (tmp_path / file.name).write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    version = build.source_version()
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    assert build.source_version() == version
+    (tmp_path / "winograd.c").write_bytes(b"int other;")
+    assert build.source_version() != version

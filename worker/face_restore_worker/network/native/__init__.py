@@ -1,0 +1,1 @@
+"""Compiled kernels for processors with AVX-512; torch computes the same without them."""

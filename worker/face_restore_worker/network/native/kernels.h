@@ -1,0 +1,103 @@
+/* What the library offers; `library.py` has the same structures for ctypes. */
+#ifndef FACE_RESTORE_KERNELS_H
+#define FACE_RESTORE_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* leaky(scale * conv3x3(style * concat(image, leaky(gain * encoder + shift))) + bias)
+ *
+ * Planes are channels_last, fp32 or bf16, `columns` wide; `*_pixel` is the distance of pixels in
+ * elements. Row 0 of the inputs is row -top of the result's plane; rows and columns outside of what
+ * is given count as zero. Channels are multiples of 16, outputs 16 or multiples of 32, rows_out
+ * and columns multiples of 4. `block` tiles, a multiple of 16, go through at a time.
+ */
+struct winograd {
+    const void *image, *encoder;
+    void *out;
+    const float *weight; /* 36 points of panels of 32 outputs (one of 16): (inputs, 32) */
+    const float *style, *shift, *scale, *bias;
+    float *scratch; /* 36 * (block * (inputs + outputs) + 32) values */
+    ptrdiff_t image_pixel, encoder_pixel, out_pixel;
+    int32_t image_channels, encoder_channels, outputs;
+    int32_t rows_in, rows_out, columns, top, block;
+    float gain;
+};
+
+/* leaky(conv3x3(blur(source), stride 2) + bias), blur by [1, 3, 3, 1] both ways, not divided by 64:
+ * tile rows `from` to `to` - 1, of four rows each, to `out`.
+ *
+ * `source` has `rows` rows of the plane from row `first` on, channels_last, fp32 or bf16; what lies
+ * outside counts as zero. `out` has half as many columns, and its pixels lie behind each other.
+ * Channels as above, columns a multiple of 8.
+ */
+struct downsample {
+    const void *source;
+    void *out;
+    /* 5 x 5 matrices in panels, (inputs times phases, 32): both rows and columns even; where the
+     * column's point is finite, columns odd; where the row's is, rows odd; where both are, both. */
+    const float *weight;
+    const float *bias;
+    float *scratch; /* 25 * (block * (4 inputs + outputs) + 32) values */
+    ptrdiff_t pixel;
+    int32_t inputs, outputs, first, rows, columns, from, to, block; /* block: multiple of 8 */
+};
+
+/* part = leaky(gain * encoder + shift), written where `part` is not null;
+ * out = weight concat(image, part) + bias + the picture below at twice its size.
+ *
+ * `image`, `encoder` and `part` begin at row `first` of the plane and have `rows` rows, `columns`
+ * wide, of `channels` channels (multiples of 16), channels_last. `below` is fp32 RGB, three planes
+ * of half the size inside a border of one zero; `out` is fp32 RGB, three whole planes.
+ */
+struct finish {
+    const void *image, *encoder;
+    void *part;
+    const float *weight; /* (3, 2 channels) */
+    const float *shift, *bias, *below;
+    float *out;
+    ptrdiff_t image_pixel, encoder_pixel, part_pixel, below_plane, out_plane;
+    int32_t channels, first, rows, columns;
+    float gain;
+};
+
+/* leaky(scale * blur(transposed_conv3x3(style * source)) + bias), blur by [1, 3, 3, 1] both ways:
+ * rows `from` to `to` - 1 of the result, of tile rows `first` to `last` - 1.
+ *
+ * `source` is a whole plane, channels_last, fp32 or bf16; the rows of the result are as many times
+ * outputs values long as columns are in it. Channels are multiples of 16, outputs 16 or multiples
+ * of 32, columns a multiple of 4. `raised` holds the last rows of the tile rows before, and keeps
+ * those of these for the next call.
+ */
+struct upsample {
+    const void *source;
+    void *out;
+    /* 25 + 5 + 5 + 1 matrices in panels: both ways, rows only, columns only, neither; for bf16 planes
+     * of pairs of bf16, (inputs / 2, 32, 2) */
+    const float *weight;
+    const float *style, *scale, *bias;
+    /* (3, raised_width, outputs), zeros at first, and behind it room for as many values as
+     * (3 + 8 * max(1, block / (columns / 4 + 1)), 3 + 8 * min(block, columns / 4 + 1), outputs) */
+    float *raised;
+    float *scratch; /* 81 * (block * (inputs + outputs) + 32) values */
+    ptrdiff_t pixel;
+    int32_t inputs, outputs, rows, columns, raised_width; /* 2 columns + 8 */
+    int32_t first, last, from, to, block;                 /* block: multiple of 8 */
+};
+
+uint64_t version(void);  /* of the sources it was made from: build.py's `source_version` */
+int32_t features(void); /* 1: the processor has what fp32 needs; 2: and what bf16 needs */
+
+void winograd_fp32(const struct winograd *w);
+void winograd_bf16(const struct winograd *w);
+
+void upsample_fp32(const struct upsample *u);
+void upsample_bf16(const struct upsample *u);
+
+void downsample_fp32(const struct downsample *d);
+void downsample_bf16(const struct downsample *d);
+
+void finish_fp32(const struct finish *f);
+void finish_bf16(const struct finish *f);
+
+#endif

@@ -1,0 +1,217 @@
+/* A 3x3 transposed convolution of stride 2, the FIR blur behind it, bias and leaky ReLU.
+ *
+ * Even rows of the transposed convolution have two taps, odd ones one, columns likewise: each of
+ * the four phases is a convolution of its own, with two taps by Winograd's F(4, 2), points +-3/8,
+ * +-5/4 and infinity. A tile of 4x4 pixels becomes 8x8 by 81 products instead of 144.
+ *
+ * Tile row r gives rows 8 r to 8 r + 7 of the transposed convolution, and with three rows of the
+ * tile row before rows 8 r - 2 to 8 r + 5 of the blurred result.
+ */
+#include <string.h>
+
+#include "filter2.h"
+#include "kernels.h"
+#include "vector.h"
+
+#define TILE 4
+#define LEAD 3 /* rows kept from the tile rows before */
+
+/* Where the phases lie among what is transformed, counted in planes of `tiles` tiles. */
+enum { BOTH = 0, ROWS = 25, COLUMNS = 45, NEITHER = 65, PLANES = 81 };
+
+/* bf16 planes are multiplied in bf16: so what is transformed is rounded to it. */
+INLINE void put(void *v, int k, ptrdiff_t plane, ptrdiff_t at, __m512 x, const int bf16) {
+    store((void *)element(v, k * plane + at, bf16), x, bf16);
+}
+
+/* Transform a tile, sixteen channels, to value `at` of each plane of v. */
+INLINE void input_tile(const struct upsample *u, int row, int column, int channel, void *v,
+                       ptrdiff_t plane, ptrdiff_t at, const int border, const int bf16) {
+    __m512 style = _mm512_loadu_ps(u->style + channel), d[5][5], lines[5][5];
+    ptrdiff_t below = u->columns * u->pixel;
+    ptrdiff_t first = (row * TILE - 1) * below + (column * TILE - 1) * u->pixel + channel;
+#pragma GCC unroll 5
+    for (int j = 0; j < 5; j++) {
+        int x = column * TILE - 1 + j;
+        __m512 line[5], t[5];
+#pragma GCC unroll 5
+        for (int k = 0; k < 5; k++) {
+            int y = row * TILE - 1 + k;
+            ptrdiff_t from = first + k * below + j * u->pixel;
+            line[k] = _mm512_setzero_ps();
+            if (!border || (y >= 0 && y < u->rows && x >= 0 && x < u->columns))
+                line[k] = _mm512_mul_ps(style, load(element(u->source, from, bf16), bf16));
+            d[k][j] = line[k];
+        }
+        into(line, t);
+#pragma GCC unroll 5
+        for (int k = 0; k < 5; k++)
+            lines[k][j] = t[k];
+    }
+    for (int k = 0; k < 5; k++) {
+        __m512 t[5];
+        into(lines[k], t);
+#pragma GCC unroll 5
+        for (int j = 0; j < 5; j++)
+            put(v, BOTH + 5 * k + j, plane, at, t[j], bf16);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            put(v, ROWS + 4 * k + j, plane, at, lines[k][j + 1], bf16);
+    }
+    for (int k = 0; k < 4; k++) {
+        __m512 t[5];
+        into(d[k + 1], t);
+#pragma GCC unroll 5
+        for (int j = 0; j < 5; j++)
+            put(v, COLUMNS + 4 * j + k, plane, at, t[j], bf16);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            put(v, NEITHER + 4 * k + j, plane, at, d[k + 1][j + 1], bf16);
+    }
+}
+
+INLINE void input(const struct upsample *u, int row, int column, void *v, ptrdiff_t plane,
+                  ptrdiff_t at, const int bf16) {
+    int inside = row > 0 && TILE * (row + 1) <= u->rows && column > 0 &&
+                 TILE * (column + 1) <= u->columns;
+    for (int c = 0; c < u->inputs; c += LANES)
+        if (inside)
+            input_tile(u, row, column, c, v, plane, at + c, 0, bf16);
+        else
+            input_tile(u, row, column, c, v, plane, at + c, 1, bf16);
+}
+
+/* Write a tile of the transposed convolution, sixteen outputs, from its 81 products. */
+INLINE void output_tile(const float *m, ptrdiff_t plane, float *out, ptrdiff_t pixel,
+                        ptrdiff_t line) {
+    __m512 lines[4][5];
+    for (int j = 0; j < 5; j++) {
+        __m512 d[5], y[4];
+#pragma GCC unroll 5
+        for (int k = 0; k < 5; k++)
+            d[k] = _mm512_loadu_ps(m + (BOTH + 5 * k + j) * plane);
+        out_of(d, y);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++)
+            lines[k][j] = y[k];
+    }
+    for (int k = 0; k < 4; k++) {
+        __m512 d[5], y[4];
+        out_of(lines[k], y);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            _mm512_storeu_ps(out + 2 * k * line + 2 * j * pixel, y[j]);
+#pragma GCC unroll 5
+        for (int j = 0; j < 5; j++)
+            d[j] = _mm512_loadu_ps(m + (ROWS + 4 * j + k) * plane);
+        out_of(d, y); /* of column k */
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            _mm512_storeu_ps(out + 2 * j * line + (2 * k + 1) * pixel, y[j]);
+#pragma GCC unroll 5
+        for (int j = 0; j < 5; j++)
+            d[j] = _mm512_loadu_ps(m + (COLUMNS + 4 * j + k) * plane);
+        out_of(d, y); /* of row k */
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            _mm512_storeu_ps(out + (2 * k + 1) * line + 2 * j * pixel, y[j]);
+            _mm512_storeu_ps(out + (2 * k + 1) * line + (2 * j + 1) * pixel,
+                             _mm512_loadu_ps(m + (NEITHER + 4 * k + j) * plane));
+        }
+    }
+}
+
+/* The 36 matrix products; planes of one matrix lie behind each other. */
+INLINE void products(const struct upsample *u, const void *v, float *m, ptrdiff_t v_plane,
+                     ptrdiff_t m_plane, int tiles, const int bf16) {
+    const float *weight = u->weight;
+    int depth = bf16 ? u->inputs / 2 : u->inputs; /* two bf16 are as one float */
+    for (int plane = 0, many; plane < PLANES; plane += many) {
+        many = plane < ROWS ? 1 : plane < NEITHER ? 4 : 16;
+        for (int k = plane; k < plane + many; k++)
+            product(element(v, k * v_plane, bf16), depth, weight, m + k * m_plane, u->outputs,
+                    tiles, depth, u->outputs, bf16);
+        weight += (ptrdiff_t)depth * u->outputs;
+    }
+}
+
+/* Blur what lies in `near`: `rows` rows of the result from row `y` on, `columns` from `x` on. */
+INLINE void blur(const struct upsample *u, const float *near, ptrdiff_t line, int y, int rows,
+                 int x, int columns, const int bf16) {
+    ptrdiff_t pixel = u->outputs, width = 2 * u->columns;
+    const __m512 three = _mm512_set1_ps(3.0f);
+    int left = x < 0 ? -x : 0, right = x + columns > width ? (int)width - x : columns;
+    for (int r = 0; r < rows; r++) {
+        if (y + r < u->from || y + r >= u->to)
+            continue;
+        for (int o = 0; o < u->outputs; o += LANES) {
+            const float *here = near + r * line + left * pixel + o;
+            ptrdiff_t at = ((y + r - u->from) * width + x) * pixel + o;
+            __m512 scale = _mm512_loadu_ps(u->scale + o), bias = _mm512_loadu_ps(u->bias + o);
+            __m512 sums[3] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+#pragma GCC unroll 4
+            for (int k = left - 3; k < right; k++, here += pixel) {
+                __m512 outer =
+                    _mm512_add_ps(_mm512_loadu_ps(here), _mm512_loadu_ps(here + 3 * line));
+                __m512 inner =
+                    _mm512_add_ps(_mm512_loadu_ps(here + line), _mm512_loadu_ps(here + 2 * line));
+                __m512 sum = _mm512_fmadd_ps(three, inner, outer);
+                if (k >= left) {
+                    outer = _mm512_add_ps(sums[0], sum);
+                    inner = _mm512_add_ps(sums[1], sums[2]);
+                    outer = _mm512_fmadd_ps(three, inner, outer);
+                    store((void *)element(u->out, at + k * pixel, bf16),
+                          leaky(_mm512_fmadd_ps(outer, scale, bias)), bf16);
+                }
+                sums[0] = sums[1], sums[1] = sums[2], sums[2] = sum;
+            }
+        }
+    }
+}
+
+/* Tiles `x` to `x + wide - 1` of `some` tile rows: `near` gets them behind LEAD columns and below
+ * LEAD rows of what was before, `kept` the rows for the next tile row. */
+INLINE void tiles(const struct upsample *u, int row, int some, int x, int wide, float *near,
+                  ptrdiff_t line, const int bf16) {
+    ptrdiff_t pixel = u->outputs, kept_line = u->raised_width * pixel;
+    ptrdiff_t v_plane = (ptrdiff_t)u->block * u->inputs + LANES;
+    ptrdiff_t m_plane = (ptrdiff_t)u->block * u->outputs + LANES;
+    float *v = u->scratch, *m = v + PLANES * v_plane, *kept = u->raised + (ptrdiff_t)x * 8 * pixel;
+    float *inner = near + LEAD * (line + pixel);
+    size_t run = sizeof *near * (size_t)(wide * 8 * pixel);
+    for (int t = 0; t < some * wide; t++)
+        input(u, row + t / wide, x + t % wide, v, v_plane, (ptrdiff_t)t * u->inputs, bf16);
+    products(u, v, m, v_plane, m_plane, (some * wide + 7) / 8 * 8, bf16);
+    for (int k = 0; k < LEAD; k++)
+        memcpy(inner + (k - LEAD) * line, kept + k * kept_line, run);
+    for (int t = 0; t < some * wide; t++)
+        for (int o = 0; o < u->outputs; o += LANES)
+            output_tile(m + (ptrdiff_t)t * u->outputs + o, m_plane,
+                        inner + t / wide * 8 * line + t % wide * 8 * pixel + o, pixel, line);
+    for (int k = 0; k < LEAD; k++)
+        memcpy(kept + k * kept_line, inner + (8 * some + k - LEAD) * line, run);
+}
+
+INLINE void enlarge(const struct upsample *u, const int bf16) {
+    int across = u->columns / TILE + 1, block = u->block;
+    int most = across < block ? across : block, high = block / across > 1 ? block / across : 1;
+    ptrdiff_t pixel = u->outputs, line = (LEAD + 8 * most) * pixel;
+    float *near = u->raised + LEAD * u->raised_width * pixel;
+    size_t lead = sizeof *near * (size_t)(LEAD * pixel);
+    for (int row = u->first; row < u->last; row += high) {
+        int some = u->last - row < high ? u->last - row : high;
+        for (int r = 0; r < LEAD + 8 * some; r++)
+            memset(near + r * line, 0, lead);
+        for (int x = 0; x < across; x += block) {
+            int wide = across - x < block ? across - x : block;
+            tiles(u, row, some, x, wide, near, line, bf16);
+            blur(u, near, line, 8 * row - 2, 8 * some, 8 * x - 2, 8 * wide, bf16);
+            for (int r = 0; r < LEAD + 8 * some; r++)
+                memmove(near + r * line, near + r * line + 8 * wide * pixel, lead);
+        }
+    }
+}
+
+void upsample_fp32(const struct upsample *u) { enlarge(u, 0); }
+
+void upsample_bf16(const struct upsample *u) { enlarge(u, 1); }
