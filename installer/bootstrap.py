@@ -107,7 +107,9 @@ def fingerprint(groups: Sequence[str], torch_build: str) -> str:
     for group in groups:
         digest.update((LOCKS / f"{group}.txt").read_bytes())
     if in_checkout():
-        digest.update((ROOT / "pyproject.toml").read_bytes())
+        kernels = ROOT / "worker" / "face_restore_worker" / "network" / "native"
+        for file in [ROOT / "pyproject.toml", *sorted(kernels.glob("*.[ch]"))]:
+            digest.update(file.read_bytes())
     else:
         digest.update(" ".join(wheel.name for wheel in project_wheels()).encode())
     return digest.hexdigest()
@@ -289,6 +291,8 @@ def install_project(env: Path) -> None:
         return
     wheels = project_wheels()
     pip(env, "--no-deps", str(wheels[-1]) if wheels else APP)
+    # A wheel is the same for all machines: the processor's kernels are compiled here.
+    run(env, "python", "-m", "face_restore_worker.network.native.build")
 
 
 # --- commands ------------------------------------------------------------------------
