@@ -28,7 +28,8 @@ class Screen:
         # The server chooses a number that is free, and says it once it can be talked to.
         told, says = os.pipe()
         command = ("Xvfb", "-displayfd", str(says), "-screen", "0", DISPLAY_SIZE)
-        self._server = self.start(*command, "-nolisten", "tcp", fds=(says,))
+        # Without -noreset it forgets everybody when the first program that asked it leaves.
+        self._server = self.start(*command, "-noreset", "-nolisten", "tcp", fds=(says,))
         os.close(says)
         with os.fdopen(told) as number:
             ready, _, _ = select.select([number], [], [], SECONDS)
