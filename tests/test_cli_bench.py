@@ -48,6 +48,7 @@ def test_a_model_that_is_no_gpen_is_refused(capsys: pytest.CaptureFixture[str]) 
     assert "is no GPEN" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_network_with_a_peer_that_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -174,6 +174,7 @@ def crowd(path: Path, rows: int = 2) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_is_started_once_more(real: Home, tmp_path: Path) -> None:
     for rows in (2, 6, 18):  # on a busy machine the worker may be done before it is killed
         source = crowd(tmp_path / "crowd.png", rows)

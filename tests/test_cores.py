@@ -70,6 +70,7 @@ def test_a_containers_quota_is_kept(
     assert cores.usable_cores() == count
 
 
+@pytest.mark.slow
 def test_every_library_is_told() -> None:
     code = (
         "import cv2, torch, threading\n"

@@ -255,6 +255,7 @@ def test_a_network_that_overflows_finds_nothing() -> None:
 # --- bounds -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_work_is_bounded_by_the_budget() -> None:
     image = background(3000, 2000)
     for budget in (2.1, 8.3, 60.0):

@@ -327,6 +327,7 @@ except ModelError as error:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs file size limits")
+@pytest.mark.slow
 def test_no_room_in_the_middle_of_writing_leaves_nothing(store: ModelStore, tmp_path: Path) -> None:
     """The system refuses to let the file grow: the same path as a disk that fills up."""
     catalogue = tiny_models.write_catalogue(tmp_path / "c.json", tiny_models.catalogue_data())

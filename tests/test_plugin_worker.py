@@ -168,6 +168,7 @@ def test_a_worker_killed_in_the_middle_is_replaced_once(
             os.kill(found.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_worker_frozen_in_the_middle_is_told(tmp_path: Path) -> None:
     """It holds its lock, so no other can be started: the user is told how to restart it."""
     stages: list[str] = []

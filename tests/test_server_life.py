@@ -91,7 +91,7 @@ def test_status_is_there_while_models_load(tmp_path: Path) -> None:
 
 
 def test_two_at_once_exactly_one_stays(tmp_path: Path) -> None:
-    for attempt in range(5):
+    for attempt in range(3):
         worker = Worker(tmp_path)
         rivals = [worker.process, *(worker.spawn() for _ in range(2))]
         eventually(lambda r=rivals: sum(p.poll() is None for p in r) == 1, f"one ({attempt})")

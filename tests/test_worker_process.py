@@ -239,7 +239,10 @@ def kill_once(number: int, gate: Path) -> tuple[list[int], object]:
     return killed, listen
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)],
+)
 def test_a_worker_killed_in_the_middle_is_replaced_once(number: int, home: Path) -> None:
     events: list[str] = []
     killed, listen = kill_once(number, home / "gate")
