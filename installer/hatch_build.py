@@ -6,7 +6,7 @@ compiles after installing. An installation never fails here.
 
 from __future__ import annotations
 
-import runpy
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -21,5 +21,8 @@ class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called before each build; `version` is "editable" for an installation in place."""
         if version == "editable":
-            module = runpy.run_path(str(Path(self.root) / NATIVE))
-            self.app.display_info(module["build"]())
+            spec = importlib.util.spec_from_file_location("build_kernels", Path(self.root, NATIVE))
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            self.app.display_info(module.build())
