@@ -82,6 +82,11 @@ class Planes:
             for part, (channels, height, width) in zip(parts, shapes, strict=True)
         ]
 
+    def touch(self) -> None:
+        """Make the system give the memory of all buffers now, with all of torch's threads."""
+        for buffer in self._buffers.values():
+            buffer.zero_()
+
     def release(self) -> None:
         """Let go of all buffers; tensors that are still in use keep theirs."""
         self._buffers.clear()

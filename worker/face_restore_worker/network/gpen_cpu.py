@@ -86,6 +86,9 @@ class GpenCpu:
                 Conv(fir_kernel(channels, 1.0, like), None, dtype, groups=channels)
                 for channels in self.channels[:0:-1]
             ]
+            # So that the first face does not wait for the system to clear half a gigabyte.
+            self.allot()
+            self.planes.touch()
 
     def _level(self, layers: Layers, size: int) -> CoarseLevel | FineLevel | NativeLevel:
         if size <= COARSE:
@@ -131,6 +134,31 @@ class GpenCpu:
                 _Face(self, pool, face).restore(result)
         return out
 
+    def allot(self) -> dict[str, Tensor]:
+        """Planes for the features and outputs of the fine levels, and for RGB.
+
+        The largest output, that of the last level but one, is written when the other outputs and
+        features but two are no longer needed: these share its memory.
+        """
+        sides = [side for side in self.sides[:-1] if side > COARSE]
+        if not sides:
+            return {}
+        channels = dict(zip(self.sides, self.channels, strict=True))
+        features = {f"feature {side}": (channels[side], side, side) for side in sides}
+        outputs = {f"image {side}": (2 * channels[side], side, side) for side in sides}
+        largest = outputs.popitem()
+        apart = dict([features.popitem()] + ([outputs.popitem()] if outputs else []))
+        planes: dict[str, Tensor] = {}
+        for name, shapes in (
+            ("largest", dict([largest])),
+            ("largest", features | outputs),
+            ("apart", apart),
+        ):
+            taken = self.planes.take(name, list(shapes.values()), self.dtype)
+            planes |= dict(zip(shapes, taken, strict=True))
+        rgb = self.planes.take("rgb", [(3, side, side) for side in sides], torch.float32)
+        return planes | {f"rgb {side}": plane for side, plane in zip(sides, rgb, strict=True)}
+
     def release(self) -> None:
         """Let go of the memory that is kept from face to face; the next face takes it anew."""
         self.planes.release()
@@ -148,33 +176,7 @@ class _Face:
 
     def __init__(self, owner: GpenCpu, pool: StripPool, x: Tensor) -> None:
         self.owner, self.pool, self.x = owner, pool, x
-        self.planes = self._allot()
-
-    def _allot(self) -> dict[str, Tensor]:
-        """Planes for the features and outputs of the fine levels, and for RGB.
-
-        The largest output, that of the last level but one, is written when the other outputs and
-        features but two are no longer needed: these share its memory.
-        """
-        owner, dtype = self.owner, self.owner.dtype
-        sides = [side for side in owner.sides[:-1] if side > COARSE]
-        if not sides:
-            return {}
-        channels = dict(zip(owner.sides, owner.channels, strict=True))
-        features = {f"feature {side}": (channels[side], side, side) for side in sides}
-        outputs = {f"image {side}": (2 * channels[side], side, side) for side in sides}
-        largest = outputs.popitem()
-        apart = dict([features.popitem()] + ([outputs.popitem()] if outputs else []))
-        planes: dict[str, Tensor] = {}
-        for name, shapes in (
-            ("largest", dict([largest])),
-            ("largest", features | outputs),
-            ("apart", apart),
-        ):
-            taken = owner.planes.take(name, list(shapes.values()), dtype)
-            planes |= dict(zip(shapes, taken, strict=True))
-        rgb = owner.planes.take("rgb", [(3, side, side) for side in sides], torch.float32)
-        return planes | {f"rgb {side}": plane for side, plane in zip(sides, rgb, strict=True)}
+        self.planes = owner.allot()
 
     def restore(self, out: Tensor) -> None:
         """Write the restored face to fp32 (1, 3, S, S)."""
