@@ -232,7 +232,7 @@ def test_the_network_with_kernels_is_the_reference_network(
 
 
 def test_levels_that_the_kernels_are_not_for_are_computed_by_torch(in_use: Library) -> None:
-    architecture = GpenArchitecture.from_parameters(128, 1, 0.0625, 32, 4)  # 8 channels
+    architecture = GpenArchitecture.from_parameters(128, 1, 0.03125, 32, 4)  # 8 channels at 64
     state = {name: torch.ones(shape) for name, shape in architecture.shapes().items()}
     fast = GpenCpu(build_gpen(architecture, state))
     assert not any(isinstance(level, NativeLevel) for level in fast.synthesis)

@@ -53,6 +53,8 @@ from face_restore_worker.network.primitives import (
 
 # Levels up to this side have fewer activations than weights, and are too small for strips.
 COARSE = 64
+# The compiled kernels are faster from twice this side on.
+COARSE_NATIVE = 32
 
 
 class GpenCpu:
@@ -91,12 +93,10 @@ class GpenCpu:
             self.planes.touch()
 
     def _level(self, layers: Layers, size: int) -> CoarseLevel | FineLevel | NativeLevel:
-        if size <= COARSE:
-            return CoarseLevel(layers, self.dtype, size)
-        kernels = cpu_kernels.kernels(self.dtype)
+        kernels = cpu_kernels.kernels(self.dtype) if size > COARSE_NATIVE else None
         if kernels is not None and cpu_native.usable(layers, size):
             return NativeLevel(kernels, layers, self.dtype, size)
-        return FineLevel(layers, self.dtype, size)
+        return (CoarseLevel if size <= COARSE else FineLevel)(layers, self.dtype, size)
 
     def _encoder_conv(self, index: int) -> Conv | PatchConv | NativeDown:
         conv, activation = list(self.network.get_submodule(f"ecd{index}.0").children())[-2:]
@@ -140,14 +140,17 @@ class GpenCpu:
         The largest output, that of the last level but one, is written when the other outputs and
         features but two are no longer needed: these share its memory.
         """
-        sides = [side for side in self.sides[:-1] if side > COARSE]
+        levels = zip(self.sides[1:-1], self.synthesis[:-1], strict=True)
+        sides = [side for side, level in levels if not isinstance(level, CoarseLevel)]
         if not sides:
             return {}
         channels = dict(zip(self.sides, self.channels, strict=True))
-        features = {f"feature {side}": (channels[side], side, side) for side in sides}
+        features = {
+            f"feature {side}": (channels[side], side, side) for side in sides if side > COARSE
+        }
         outputs = {f"image {side}": (2 * channels[side], side, side) for side in sides}
         largest = outputs.popitem()
-        apart = dict([features.popitem()] + ([outputs.popitem()] if outputs else []))
+        apart = dict([some.popitem() for some in (features, outputs) if some])
         planes: dict[str, Tensor] = {}
         for name, shapes in (
             ("largest", dict([largest])),
