@@ -84,8 +84,9 @@ class Planes:
 
     def touch(self) -> None:
         """Make the system give the memory of all buffers now, with all of torch's threads."""
-        for buffer in self._buffers.values():
-            buffer.zero_()
+        with torch.inference_mode():  # is a setting of each thread
+            for buffer in self._buffers.values():
+                buffer.zero_()
 
     def release(self) -> None:
         """Let go of all buffers; tensors that are still in use keep theirs."""

@@ -88,9 +88,10 @@ class GpenCpu:
                 Conv(fir_kernel(channels, 1.0, like), None, dtype, groups=channels)
                 for channels in self.channels[:0:-1]
             ]
-            # So that the first face does not wait for the system to clear half a gigabyte.
             self.allot()
-            self.planes.touch()
+        # So that the first face does not wait for the system to clear half a gigabyte.
+        self._touching = threading.Thread(target=self.planes.touch, name="planes")
+        self._touching.start()
 
     def _level(self, layers: Layers, size: int) -> CoarseLevel | FineLevel | NativeLevel:
         kernels = cpu_kernels.kernels(self.dtype) if size > COARSE_NATIVE else None
@@ -126,6 +127,7 @@ class GpenCpu:
         Raises:
             MemoryError: there is too little memory for the planes.
         """
+        self._touching.join()
         # Strips of a picture with its three channels beside each other convert slowly.
         x = x.contiguous()
         out = huge_pages(x.numel(), torch.float32).view(x.shape)
@@ -164,6 +166,7 @@ class GpenCpu:
 
     def release(self) -> None:
         """Let go of the memory that is kept from face to face; the next face takes it anew."""
+        self._touching.join()
         self.planes.release()
         give_back()
 
