@@ -42,6 +42,7 @@ from face_restore_worker.network.cpu_native_encoder import NativeDown
 from face_restore_worker.network.cpu_ops import Conv, PatchConv, channels_last, pad_rows
 from face_restore_worker.network.cpu_strips import Rows, StripPool, cut, strip_rows
 from face_restore_worker.network.gpen import Gpen
+from face_restore_worker.network.native.library import Library
 from face_restore_worker.network.primitives import (
     SQRT2,
     ActivatedLinear,
@@ -73,31 +74,43 @@ class GpenCpu:
         self.levels = network.architecture.levels
         self.channels = network.architecture.channels
         self.sides = [4 << level for level in range(self.levels + 1)]
+        generator = network.generator
+        pairs = zip(generator.convs[::2], generator.convs[1::2], generator.to_rgbs, strict=True)
+        layers = cast(list[Layers], list(pairs))
+        self.fine = [
+            side
+            for some, side in zip(layers, self.sides[1:], strict=True)
+            if side > COARSE or self._kernels(some, side) is not None
+        ]
         with torch.inference_mode():
+            # So that the first face does not wait for the system to clear half a gigabyte.
+            self.allot()
+            touching = threading.Thread(target=self.planes.touch, name="planes")
+            touching.start()
             self.encoder = [self._encoder_conv(index) for index in range(self.levels + 1)]
-            generator = network.generator
             self.first = CoarseConv(generator.conv1, dtype, 4)
             self.first_rgb = CoarseRgb(generator.to_rgb1, dtype)
-            pairs = zip(generator.convs[::2], generator.convs[1::2], generator.to_rgbs, strict=True)
             self.synthesis = [
-                self._level(layers, 4 << level)
-                for level, layers in enumerate(cast(list[Layers], list(pairs)), start=1)
+                self._level(some, side) for some, side in zip(layers, self.sides[1:], strict=True)
             ]
             like = torch.empty(0, dtype=torch.float32)
             self.firs = [
                 Conv(fir_kernel(channels, 1.0, like), None, dtype, groups=channels)
                 for channels in self.channels[:0:-1]
             ]
-            self.allot()
-        # So that the first face does not wait for the system to clear half a gigabyte.
-        self._touching = threading.Thread(target=self.planes.touch, name="planes")
-        self._touching.start()
+        touching.join()
 
     def _level(self, layers: Layers, size: int) -> CoarseLevel | FineLevel | NativeLevel:
-        kernels = cpu_kernels.kernels(self.dtype) if size > COARSE_NATIVE else None
-        if kernels is not None and cpu_native.usable(layers, size):
+        kernels = self._kernels(layers, size)
+        if kernels is not None:
             return NativeLevel(kernels, layers, self.dtype, size)
         return (CoarseLevel if size <= COARSE else FineLevel)(layers, self.dtype, size)
+
+    def _kernels(self, layers: Layers, size: int) -> Library | None:
+        """The compiled kernels where they compute this level."""
+        if size <= COARSE_NATIVE or not cpu_native.usable(layers, size):
+            return None
+        return cpu_kernels.kernels(self.dtype)
 
     def _encoder_conv(self, index: int) -> Conv | PatchConv | NativeDown:
         conv, activation = list(self.network.get_submodule(f"ecd{index}.0").children())[-2:]
@@ -127,7 +140,6 @@ class GpenCpu:
         Raises:
             MemoryError: there is too little memory for the planes.
         """
-        self._touching.join()
         # Strips of a picture with its three channels beside each other convert slowly.
         x = x.contiguous()
         out = huge_pages(x.numel(), torch.float32).view(x.shape)
@@ -142,8 +154,7 @@ class GpenCpu:
         The largest output, that of the last level but one, is written when the other outputs and
         features but two are no longer needed: these share its memory.
         """
-        levels = zip(self.sides[1:-1], self.synthesis[:-1], strict=True)
-        sides = [side for side, level in levels if not isinstance(level, CoarseLevel)]
+        sides = [side for side in self.fine if side < self.sides[-1]]
         if not sides:
             return {}
         channels = dict(zip(self.sides, self.channels, strict=True))
@@ -166,7 +177,6 @@ class GpenCpu:
 
     def release(self) -> None:
         """Let go of the memory that is kept from face to face; the next face takes it anew."""
-        self._touching.join()
         self.planes.release()
         give_back()
 
