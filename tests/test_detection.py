@@ -10,6 +10,7 @@ import pytest
 import torch
 from face_restore_shared.options import DetectOptions
 from face_restore_worker.errors import ImageError
+from face_restore_worker.pipeline import detect
 from face_restore_worker.pipeline.detect import FaceDetector
 from face_restore_worker.pipeline.search import TILE
 from face_restore_worker.pipeline.types import Face
@@ -148,6 +149,20 @@ def test_only_faces_whose_centre_is_selected(
         detector().detect(scene, selection=selection[:-1])
     with pytest.raises(ImageError, match="uint8 or bool"):
         detector().detect(scene, selection=selection.astype(np.int32))
+
+
+def test_a_crowd_elsewhere_hides_no_selected_face(
+    crowd: tuple[NDArray[np.uint8], list[Truth]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, truths = crowd
+    monkeypatch.setattr(detect, "MAX_FACES", 1)
+    for truth in truths[:2]:
+        x, y = (round((truth.box[i] + truth.box[i + 2]) / 2) for i in (0, 1))
+        selection = np.zeros(scene.shape[:2], np.uint8)
+        selection[y - 4 : y + 4, x - 4 : x + 4] = 255
+        # The rectangle around these holds all faces: the mask must choose.
+        selection[:4, :4] = selection[-4:, -4:] = 255
+        assert heights(detector().detect(scene, None, selection)) == [round(truth.height)]
 
 
 @pytest.mark.parametrize(

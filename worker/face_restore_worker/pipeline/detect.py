@@ -217,7 +217,7 @@ class FaceDetector:
                 parts = search.search_places(self.network, level, places, quarters, threshold)
             found += [p.take((p.sides >= smallest) & (p.sides <= largest)) for p in parts]
         faces = _distinct(Candidates.join(found))
-        faces = faces.take(_near(faces, wanted)[:MAX_FACES].nonzero()[0])
+        faces = faces.take(_near(faces, wanted, selection).nonzero()[0][:MAX_FACES])
         faces = _distinct(self._refined(levels, faces))
         return _chosen(faces.take(_centred(faces, wanted, selection)), options)
 
@@ -294,13 +294,18 @@ def _distinct(found: Candidates) -> Candidates:
     return found.take(suppress_nested(found.boxes, found.scores))
 
 
-def _near(found: Candidates, wanted: Rect) -> NDArray[np.bool_]:
-    """Whose centre lies in `wanted`, or so close that the second look may bring it there."""
+def _near(found: Candidates, wanted: Rect, selection: NDArray[Any] | None) -> NDArray[np.bool_]:
+    """Whose centre lies in `wanted` and is selected, or may get there by the second look."""
     centres = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
     slack = 0.25 * found.sides[:, None]
-    inside = (centres >= np.array(wanted[:2]) - slack) & (centres <= np.array(wanted[2:]) + slack)
-    result: NDArray[np.bool_] = np.all(inside, axis=1)
-    return result
+    first, last = centres - slack, centres + slack
+    near: NDArray[np.bool_] = np.all((last >= wanted[:2]) & (first <= wanted[2:]), axis=1)
+    if selection is not None:
+        first, last = np.floor(np.maximum(first, 0)).astype(int), np.floor(last).astype(int) + 1
+        for i in np.flatnonzero(near):
+            around = selection[first[i, 1] : last[i, 1], first[i, 0] : last[i, 0]]
+            near[i] = _selected(around).any()
+    return near
 
 
 def _centred(found: Candidates, wanted: Rect, selection: NDArray[Any] | None) -> NDArray[np.bool_]:
