@@ -42,7 +42,8 @@ def test_a_whole_run(tmp_path: Path) -> None:
     failed = [c for c in document["checks"] if c["level"] == "fail"]
     assert failed == [] and done.returncode == 0
     topics = {c["topic"] for c in document["checks"]}
-    assert {"python", "packages", "device", "models", "worker", "loopback", "gimp"} <= topics
+    assert {"python", "packages", "device", "compiled kernels", "models", "worker"} <= topics
+    assert {"loopback", "gimp"} <= topics
     assert any("models download gpen-bfr-2048" in c["mend"] for c in document["checks"])
 
 

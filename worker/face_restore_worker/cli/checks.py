@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ PACKAGES = (
     ("tqdm", "tqdm"),
 )
 
+_KERNELS = "face_restore_worker.cli.checks_kernels"
+
 # Each module is imported in a process of its own, since a broken one may crash and not raise.
 _PROBE = """
 import importlib, json, sys
@@ -60,6 +62,8 @@ for name in sys.argv[1:]:
             found["mps"] = bool(module.backends.mps.is_available())
         if name == "pyvips":
             found["version"] = ".".join(str(module.version(i)) for i in range(3))
+        if name.endswith(".checks_kernels"):
+            found["finding"] = module.finding().as_json()
     except BaseException as error:
         found = {"name": name, "error": f"{type(error).__name__}: {error}"}
     print("PROBE " + json.dumps(found), flush=True)
@@ -154,8 +158,8 @@ def probe(modules: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def check_packages() -> Iterator[Finding]:
-    """Every package imports, from where it is installed; then the devices torch sees."""
-    found = probe([module for _, module in PACKAGES])
+    """Every package imports, from where it is installed; the devices torch sees; the kernels."""
+    found = probe([*(module for _, module in PACKAGES), _KERNELS])
     broken = [
         (name, found[module]["error"]) for name, module in PACKAGES if "error" in found[module]
     ]
@@ -176,6 +180,17 @@ def check_packages() -> Iterator[Finding]:
         yield Finding(OK, "packages", f"all {len(PACKAGES)} import ({main})")
     if "error" not in found["torch"]:
         yield from _devices(found["torch"])
+        on_cpu = not (found["torch"]["devices"] or found["torch"]["mps"])
+        yield _kernels(found[_KERNELS], on_cpu=on_cpu)
+
+
+def _kernels(probed: dict[str, Any], *, on_cpu: bool) -> Finding:
+    """Whether the compiled kernels are in use; with a GPU it does not matter much."""
+    if "error" in probed:
+        mend = "Set FACE_RESTORE_NATIVE=0, which turns them off, and please report this."
+        return Finding(FAIL, "compiled kernels", probed["error"], mend)
+    finding = Finding(**probed["finding"])
+    return finding if on_cpu else replace(finding, level=OK)
 
 
 def _devices(torch: dict[str, Any]) -> Iterator[Finding]:
