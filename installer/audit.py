@@ -17,32 +17,33 @@ from pathlib import Path
 from typing import Any
 
 import bootstrap
+import pinned
 
 GROUPS = ("runtime", "demo", "dev", "audit")
 SECONDS = 300
 
 
 def ensure_audit() -> Path:
-    """The environment with pip-audit in it; raises bootstrap.SetupError when it cannot be made."""
+    """The environment with pip-audit in it; raises pinned.SetupError when it cannot be made."""
     env = bootstrap.ROOT / ".venv-audit"
-    stamp, lock = env / bootstrap.STAMP, bootstrap.LOCKS / "audit.txt"
+    stamp, lock = env / bootstrap.STAMP, pinned.LOCKS / "audit.txt"
     wanted = lock.read_text(encoding="utf-8")
     if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted):
         bootstrap.create_venv(env)
-        bootstrap.install_locked(env, ["audit"])
+        pinned.install_locked(env, ["audit"])
         stamp.write_text(wanted, encoding="utf-8")
     return env
 
 
 def look_up(env: Path) -> list[dict[str, Any]] | None:
     """What pip-audit says of each pin; None when it could not ask."""
-    texts = [(bootstrap.LOCKS / f"{group}.txt").read_text(encoding="utf-8") for group in GROUPS]
+    texts = [(pinned.LOCKS / f"{group}.txt").read_text(encoding="utf-8") for group in GROUPS]
     # A version that several locks pin must be named once.
-    pins = dict.fromkeys("".join(map(bootstrap.plain_pins, texts)).splitlines())
+    pins = dict.fromkeys("".join(map(pinned.plain_pins, texts)).splitlines())
     with tempfile.TemporaryDirectory(prefix="face-restore-") as folder:
         file = Path(folder) / "pins.txt"
-        file.write_text("\n".join([*pins, bootstrap.TORCH]) + "\n", encoding="utf-8")
-        command = [str(bootstrap.env_bin(env, "pip-audit")), "--format", "json", "--no-deps"]
+        file.write_text("\n".join([*pins, pinned.TORCH]) + "\n", encoding="utf-8")
+        command = [str(pinned.env_bin(env, "pip-audit")), "--format", "json", "--no-deps"]
         command += ["--disable-pip", "--progress-spinner", "off", "-r", str(file)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
@@ -72,11 +73,11 @@ def judge(found: list[dict[str, Any]] | None) -> tuple[int, str]:
 def main() -> int:
     try:
         env = ensure_audit()
-    except bootstrap.SetupError as error:
-        bootstrap.say(f"known weaknesses: NOTHING WAS LOOKED UP, pip-audit is missing. {error}")
+    except pinned.SetupError as error:
+        pinned.say(f"known weaknesses: NOTHING WAS LOOKED UP, pip-audit is missing. {error}")
         return 0
     status, text = judge(look_up(env))
-    bootstrap.say(text)
+    pinned.say(text)
     return status
 
 

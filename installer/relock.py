@@ -6,7 +6,7 @@
 
 Needs uv (`pip install uv`), which asks pip's package index for the hashes of each version's files
 for all platforms. Pins are not resolved: what an *.in file does not name is not installed
-(bootstrap.py says why); only audit.in, which has an environment of its own, brings its needs.
+(pinned.py says why); only audit.in, which has an environment of its own, brings its needs.
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ def package_source(folder: Path) -> Path:
 def installer(folder: Path) -> Path:
     """The real bootstrap.py with pins on those wheels."""
     (folder / "locks").mkdir(parents=True)
-    shutil.copyfile(ROOT / "installer" / "bootstrap.py", folder / "bootstrap.py")
+    for name in ("bootstrap.py", "pinned.py"):
+        shutil.copyfile(ROOT / "installer" / name, folder / name)
     (folder / "locks" / "runtime.txt").write_text("# pins\nparts==1.0\n")
     for name in ("demo", "dev"):
         (folder / "locks" / f"{name}.txt").write_text("# none\n")

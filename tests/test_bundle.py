@@ -99,7 +99,8 @@ def test_what_is_in_it(unpacked: Path) -> None:
     listed = {entry["path"]: entry for entry in manifest["files"]}
     there = {p.relative_to(unpacked).as_posix() for p in unpacked.rglob("*") if p.is_file()}
     assert there == set(listed) | {"manifest.json"}
-    assert {"install.py", "README.txt", "setup/bootstrap.py", "setup/locks/runtime.txt"} <= there
+    assert {"install.py", "README.txt", "setup/locks/runtime.txt"} <= there
+    assert {"setup/bootstrap.py", "setup/pinned.py"} <= there
     assert {
         "wheels/torch-2.13.0+cpu-py3-none-any.whl",
         "wheels/parts-1.0-py3-none-any.whl",
@@ -262,6 +263,7 @@ def test_the_real_wheel_holds_plug_in_and_installer(tmp_path: Path) -> None:
     assert f"{package}gimp/face_restore/restore_faces/worker.py" in names
     assert {f"{package}gimp/layout.py", f"{package}bundle/offline_install.py"} <= names
     assert f"{package}bundle/installer/bootstrap.py" in names
+    assert f"{package}bundle/installer/pinned.py" in names
     assert f"{package}bundle/installer/locks/runtime.txt" in names
     assert not any("__pycache__" in name for name in names)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 
 import checks
 import pytest
+from cli_process import ROOT
 
 GIGABYTE = 1 << 30
 
@@ -69,3 +72,10 @@ def test_no_more_processes_than_the_machine_has_room_for() -> None:
     assert checks.processes_at_once(64, 16 * GIGABYTE) == 8
     assert checks.processes_at_once(4, GIGABYTE) == 1
     assert checks.processes_at_once(checks.cores(), checks.memory()) >= 1
+
+
+def test_the_set_up_finds_its_parts_where_python_does_not_look() -> None:
+    """As with PYTHONSAFEPATH: the script's folder is not searched for modules."""
+    command = [sys.executable, "-P", str(ROOT / "installer" / "bootstrap.py"), "test", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "--fuzz" in done.stdout, done.stderr

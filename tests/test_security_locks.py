@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import audit
-import bootstrap
 import fake_wheels
+import pinned
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,7 +18,7 @@ GROUPS = ("runtime", "demo", "dev")
 
 
 def entries(name: str) -> list[str]:
-    return bootstrap.lock_entries((LOCKS / name).read_text(encoding="utf-8"))
+    return pinned.lock_entries((LOCKS / name).read_text(encoding="utf-8"))
 
 
 def pin(entry: str) -> tuple[str, str]:
@@ -52,8 +52,8 @@ def test_binary_packages_cover_the_platforms() -> None:
 def test_plain_pins_lose_nothing_but_hashes() -> None:
     hashes = " \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\n"
     text = f'# words\na==1{hashes}b==2 ; x == "y"{hashes}'
-    assert bootstrap.plain_pins(text) == 'a==1\nb==2 ; x == "y"\n'
-    assert bootstrap.plain_pins("a==1\n") == "a==1\n"
+    assert pinned.plain_pins(text) == 'a==1\nb==2 ; x == "y"\n'
+    assert pinned.plain_pins("a==1\n") == "a==1\n"
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", wheel.parent.as_uri())
     monkeypatch.setenv("PIP_TARGET", str(tmp_path / "site"))
-    monkeypatch.setattr(bootstrap, "LOCKS", tmp_path / "locks")
-    monkeypatch.setattr(bootstrap, "env_bin", lambda env, name: Path(sys.executable))
+    monkeypatch.setattr(pinned, "LOCKS", tmp_path / "locks")
+    monkeypatch.setattr(pinned, "env_bin", lambda env, name: Path(sys.executable))
     return wheel
 
 
@@ -73,19 +73,19 @@ def test_a_package_with_another_hash_is_not_installed(tmp_path: Path, source: Pa
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     lock = tmp_path / "locks" / "runtime.txt"
     lock.write_text(f"parts==1.0 \\\n    --hash=sha256:{'0' * 64}\n")
-    with pytest.raises(bootstrap.SetupError, match="not the one that was locked"):
-        bootstrap.install_locked(tmp_path, ["runtime"])
+    with pytest.raises(pinned.SetupError, match="not the one that was locked"):
+        pinned.install_locked(tmp_path, ["runtime"])
     assert not (tmp_path / "site" / "parts.py").exists()
     lock.write_text(f"parts==1.0 \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{digest}\n")
-    bootstrap.install_locked(tmp_path, ["runtime"])
+    pinned.install_locked(tmp_path, ["runtime"])
     assert (tmp_path / "site" / "parts.py").exists()
 
 
 def test_a_pin_without_a_hash_beside_others_is_refused(tmp_path: Path, source: Path) -> None:
     text = f"parts==1.0\nother==1.0 \\\n    --hash=sha256:{'0' * 64}\n"
     (tmp_path / "locks" / "runtime.txt").write_text(text)
-    with pytest.raises(bootstrap.SetupError):
-        bootstrap.install_locked(tmp_path, ["runtime"])
+    with pytest.raises(pinned.SetupError):
+        pinned.install_locked(tmp_path, ["runtime"])
     assert not (tmp_path / "site").exists()
 
 

@@ -114,8 +114,9 @@ def _fill(
     for wheel in wheels.iterdir():
         if wheel.suffix != ".whl":
             raise BundleError(f"pip left {wheel.name}, which is no wheel.", code="bundle-wheels")
-    shutil.copyfile(installer / "bootstrap.py", setup / "bootstrap.py")
-    plain = sources.load_bootstrap(installer).plain_pins
+    for name in sources.SETUP_FILES:
+        shutil.copyfile(installer / name, setup / name)
+    plain = sources.load_pinned(installer).plain_pins
     for lock in (installer / "locks").glob("*.txt"):
         # Without hashes: pip built some of the wheels here; the manifest has all files' digests.
         pins = plain(lock.read_text(encoding="utf-8"))

@@ -21,6 +21,7 @@ from face_restore_worker.models.store import InstalledModel, ModelStore
 
 PROJECT = "gimp-face-restore"
 WHEELS_OF_PROJECT = "gimp_face_restore-*.whl"
+SETUP_FILES = ("bootstrap.py", "pinned.py")
 PLUGIN_IN_WHEEL = "face_restore_worker/gimp/face_restore/face_restore.py"
 _NOT_PACKED = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json")
 
@@ -39,7 +40,7 @@ def checkout() -> Path | None:
 
 
 def installer_folder() -> Path:
-    """The folder with bootstrap.py and locks/: in the checkout or inside the package.
+    """The folder with SETUP_FILES and locks/: in the checkout or inside the package.
 
     Raises BundleError when it is in neither.
     """
@@ -47,7 +48,7 @@ def installer_folder() -> Path:
     places = [Path(__file__).resolve().parent / "installer"]
     places += [root / "installer"] if root is not None else []
     for place in places:
-        if (place / "bootstrap.py").is_file() and (place / "locks" / "runtime.txt").is_file():
+        if all((place / name).is_file() for name in (*SETUP_FILES, "locks/runtime.txt")):
             return place
     raise BundleError(
         f"The installer's files are missing (looked in {places[0]}).",
@@ -55,13 +56,12 @@ def installer_folder() -> Path:
     )
 
 
-def load_bootstrap(installer: Path) -> Any:
-    """The module bootstrap.py: its pin of torch and its words for pip's failures."""
-    spec = importlib.util.spec_from_file_location(
-        "face_restore_bootstrap", installer / "bootstrap.py"
-    )
+def load_pinned(installer: Path) -> Any:
+    """The module pinned.py: its pin of torch and its words for pip's failures."""
+    path = installer / "pinned.py"
+    spec = importlib.util.spec_from_file_location("face_restore_pinned", path)
     if spec is None or spec.loader is None:
-        raise BundleError(f"{installer / 'bootstrap.py'} cannot be loaded.")
+        raise BundleError(f"{path} cannot be loaded.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -70,8 +70,8 @@ def load_bootstrap(installer: Path) -> Any:
 class Pip:
     """pip of this Python, which makes wheels in a folder."""
 
-    def __init__(self, bootstrap: Any) -> None:
-        self._bootstrap = bootstrap
+    def __init__(self, pinned: Any) -> None:
+        self._pinned = pinned
 
     def wheel(self, folder: Path, *arguments: str, may_fail: bool = False) -> bool:
         """Put wheels into `folder`: fetched, or built where only sources are offered.
@@ -90,7 +90,7 @@ class Pip:
         if "No module named pip" in output:
             why = f"{sys.executable} has no pip."
         else:
-            why = self._bootstrap.explain_pip(output)
+            why = self._pinned.explain_pip(output)
         raise BundleError(
             f"The packages could not be fetched. {why}",
             hint=f"pip's last words: {output.strip()[-600:]}",
@@ -104,16 +104,16 @@ def fetch_wheels(folder: Path, installer: Path, build: str, index: str | None) -
     As bootstrap.py installs them: torch first, its own needs held to the pins, the others
     without resolving. build: "auto", "cpu" or "cuda". index: a further package source for torch.
     """
-    bootstrap = load_bootstrap(installer)
-    pip, pins = Pip(bootstrap), installer / "locks" / "runtime.txt"
+    pinned = load_pinned(installer)
+    pip, pins = Pip(pinned), installer / "locks" / "runtime.txt"
     extra = ["--extra-index-url", index] if index else []
     if build == "auto":
-        build = "cuda" if bootstrap.has_nvidia_gpu() else "cpu"
+        build = "cuda" if pinned.has_nvidia_gpu() else "cpu"
     with tempfile.TemporaryDirectory() as place:
-        # Torch itself has no hash in the locks (bootstrap.py says why), so its call can have none.
+        # Torch itself has no hash in the locks (pinned.py says why), so its call can have none.
         plain = Path(place) / "constraints.txt"
-        plain.write_text(bootstrap.plain_pins(pins.read_text(encoding="utf-8")))
-        _fetch_torch(pip, folder, bootstrap.TORCH, build, ["-c", str(plain), *extra])
+        plain.write_text(pinned.plain_pins(pins.read_text(encoding="utf-8")))
+        _fetch_torch(pip, folder, pinned.TORCH, build, ["-c", str(plain), *extra])
     # Checks the hashes of what torch brought as well.
     pip.wheel(folder, "--no-deps", "-r", str(pins))
     return build
@@ -139,7 +139,7 @@ def project_wheel(folder: Path, installer: Path) -> Path:
     """
     root = checkout()
     if root is not None:
-        pip = Pip(load_bootstrap(installer))
+        pip = Pip(load_pinned(installer))
         # The build system is among the pins; without it pip fetches it for itself.
         is_there = importlib.util.find_spec("hatchling") is not None
         pip.wheel(folder, "--no-deps", *(["--no-build-isolation"] * is_there), str(root))
