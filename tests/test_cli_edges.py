@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -168,6 +169,15 @@ def test_status_says_when_models_unload(
     _show(reply, Connection("tcp://127.0.0.1:1", "0" * 64, 1, 1, "1", 0.0, ""))
     lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
     assert lines["models unload"].strip() == words
+
+
+def test_status_counts_jobs_by_how_they_ended() -> None:
+    from face_restore_worker.cli.worker import _jobs
+
+    reply = StatusReply("1", 1, 1, 0.0, DeviceInfo(), "ready", jobs_done=3)
+    assert _jobs(reply) == "0 waiting, 3 done"
+    reply = dataclasses.replace(reply, queue=1, jobs_failed=2, jobs_cancelled=4)
+    assert _jobs(reply) == "1 waiting, 3 done, 2 failed, 4 cancelled"
 
 
 @pytest.mark.parametrize("value", ["1e9", "inf", "-1"])

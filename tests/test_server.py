@@ -243,6 +243,30 @@ def test_every_job_is_answered_exactly_once(worker: Worker) -> None:
     assert set(answers.values()) == {1}
 
 
+def test_jobs_are_counted_by_how_they_ended(worker: Worker, gate: Path) -> None:
+    def counts() -> tuple[int, int, int]:
+        status = StatusReply.from_wire(client.ask("status").body)
+        return status.jobs_done, status.jobs_failed, status.jobs_cancelled
+
+    with worker.raw() as client, worker.raw() as gone:
+        done, failed, cancelled = counts()
+        for number, script in enumerate(("faces=1", "faces=2;fail=out-of-memory", "faces=1")):
+            client.restore(f"j{number}", script)
+            client.receive_final()
+        start_job(client, worker, "running", f"faces=2;until={gate}")
+        client.restore("waiting", "faces=1")
+        for job in ("running", "waiting"):
+            client.send("cancel", "x", {"job": job})
+            client.receive_of(("error",))
+        gone.restore("nobody's", "faces=1")
+        gone.receive_of(("accepted",))
+        gone.close()
+        eventually(lambda: counts()[2] == cancelled + 3, "the closed client's is counted, too")
+        gate.touch()
+        eventually(lambda: state(client) == "ready", "the engine lets go of the running one")
+        assert counts() == (done + 2, failed + 1, cancelled + 3)
+
+
 # -- what goes wrong ------------------------------------------------------------------------------
 
 

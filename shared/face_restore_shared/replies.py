@@ -288,6 +288,7 @@ class StatusReply:
     """How the worker is.
 
     uptime: seconds. queue: jobs waiting, without the one running. rss: bytes of memory in use.
+    jobs_*: ended since it started; cancelled also when the client went away.
     idle_unload: seconds without work after which models leave memory, None when they stay.
     problem: why no job can run at present, None when all is well. log: path of the log file.
     models_dir: the folder it takes models from, "" where it does not say.
@@ -302,6 +303,8 @@ class StatusReply:
     models_loaded: tuple[str, ...] = ()
     queue: int = 0
     jobs_done: int = 0
+    jobs_failed: int = 0
+    jobs_cancelled: int = 0
     rss: int = 0
     idle_unload: float | None = None
     problem: str | None = None
@@ -314,10 +317,9 @@ class StatusReply:
         check.integer("pid", self.pid, 1, MAX_BYTES)
         object.__setattr__(self, "uptime", check.number("uptime", self.uptime, 0, 1e12))
         check.choice("state", self.state, STATES)
-        object.__setattr__(
-            self, "models_loaded", tuple(check.texts("models_loaded", self.models_loaded))
-        )
-        for name in ("queue", "jobs_done", "rss"):
+        loaded = tuple(check.texts("models_loaded", self.models_loaded))
+        object.__setattr__(self, "models_loaded", loaded)
+        for name in ("queue", "jobs_done", "jobs_failed", "jobs_cancelled", "rss"):
             check.integer(name, getattr(self, name), 0, MAX_BYTES)
         idle = check.optional("idle_unload", self.idle_unload, check.number, 0, 1e12)
         object.__setattr__(self, "idle_unload", idle)

@@ -71,6 +71,8 @@ def text(worker: Worker) -> str:
         "models installed": ", ".join(installed),
         "queue": status.queue,
         "jobs done": status.jobs_done,
+        "jobs failed": status.jobs_failed,
+        "jobs cancelled": status.jobs_cancelled,
         "log": status.log,
     }
     return "\n".join(f"{name}: {value}" for name, value in values.items())

@@ -213,7 +213,7 @@ def _show(status: Any, found: Connection) -> None:
         ("state", status.state),
         ("device", f"{device.name or device.kind or 'not chosen yet'}{memory}"),
         ("models loaded", ", ".join(status.models_loaded) or "none"),
-        ("jobs", f"{status.queue} waiting, {status.jobs_done} done"),
+        ("jobs", _jobs(status)),
         ("memory", show_bytes(status.rss)),
         ("running for", show_time(status.uptime)),
         ("models unload", idle),
@@ -226,6 +226,14 @@ def _show(status: Any, found: Connection) -> None:
         print(f"{name + ':':<15} {value}")
     if status.problem:
         print(f"{'problem:':<15} {status.problem}")
+
+
+def _jobs(status: Any) -> str:
+    """How many jobs wait or have ended; of failed and cancelled ones only where there are any."""
+    counts = [(status.queue, "waiting"), (status.jobs_done, "done")]
+    others = ((status.jobs_failed, "failed"), (status.jobs_cancelled, "cancelled"))
+    counts += [(count, word) for count, word in others if count]
+    return ", ".join(f"{count} {word}" for count, word in counts)
 
 
 def _logs(args: argparse.Namespace) -> int:

@@ -57,6 +57,22 @@ class Job:
         self.payload = []
 
 
+@dataclass
+class Tally:
+    """How many jobs have ended how; cancelled are also those whose client went away."""
+
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    def count_error(self, code: str) -> None:
+        """A job ended with the error of this code."""
+        if code in ("cancelled", "stopping"):
+            self.cancelled += 1
+        else:
+            self.failed += 1
+
+
 class JobQueue:
     """First come, first served; one runs at a time."""
 

@@ -34,7 +34,7 @@ from face_restore_worker.server.background import Background
 from face_restore_worker.server.complaints import Complaints
 from face_restore_worker.server.engine_api import Engine
 from face_restore_worker.server.idle import REST, UNLOAD, Idle
-from face_restore_worker.server.jobs import Job, JobQueue, Limits
+from face_restore_worker.server.jobs import Job, JobQueue, Limits, Tally
 from face_restore_worker.server.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Service:
         self._device = DeviceInfo()
         self._models_loaded: tuple[str, ...] = ()
         self._problem: str | None = None
-        self._jobs_done = 0
+        self._tally = Tally()
         self._complaints = Complaints()
 
     def start(self) -> None:
@@ -199,13 +199,13 @@ class Service:
         if self._queue.running is job:
             self._queue.running = None
         self._idle.work_ended()
-        self._jobs_done += 1
         if job.answered:
             return
         if event.error is not None:
             self._fail(job, dataclasses.replace(event.error, job=job.id))
             return
         job.answered = True
+        self._tally.done += 1
         sending = Progress(job.id, "sending", job.faces, job.faces, 1.0).to_wire()
         self._transport.send(job.client, "progress", job.id, sending)
         self._transport.send_result(job.client, event.frames)
@@ -234,6 +234,7 @@ class Service:
         job.drop()
         self._queue.remove(job)
         job.answered = True
+        self._tally.count_error(error.code)
         self._transport.send(job.client, "error", job.id, error.to_wire(), final=True)
 
     def _client_gone(self, client: bytes) -> None:
@@ -242,6 +243,7 @@ class Service:
             job.drop()
             self._queue.remove(job)
             job.answered = True  # nobody is left to answer
+        self._tally.cancelled += len(jobs)
         if jobs:
             log.info("A client went away: dropped %d job(s)", len(jobs))
             self._background.do(memory.trim)
@@ -382,7 +384,9 @@ class Service:
             state=self._state(),
             models_loaded=self._models_loaded,
             queue=len(self._queue.waiting),
-            jobs_done=self._jobs_done,
+            jobs_done=self._tally.done,
+            jobs_failed=self._tally.failed,
+            jobs_cancelled=self._tally.cancelled,
             rss=psutil.Process().memory_info().rss,
             idle_unload=self._idle_unload,
             problem=self._problem,
