@@ -190,6 +190,27 @@ def test_a_failed_download_names_what_failed(
     assert "HTTPS_PROXY" in err
 
 
+def test_one_failed_download_does_not_keep_the_others_away(
+    run: Run, home: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = file_entry(f"{server.url}/missing.pth")
+    data = tiny_models.catalogue_data([file_entry(f"{server.url}/gpen.pth")], [missing])
+    tiny_models.write_catalogue(home / "catalogue.json", data)
+    names = (MOBILE, "builtin-restorer", "GPEN-BFR-2048.pth", "gpen-bfr-2048")
+    assert run("download", *names, "--accept-license") == Exit.SOME_FAILED
+    out, err = capsys.readouterr()
+    assert out.count("GPEN-BFR-2048 is installed") == 1
+    assert "answered 404" in err and "part of the program" in err
+    assert f"Not installed, 2 of 3: {MOBILE}, builtin-restorer." in err
+    # Nothing was done: what the errors have in common, else that nothing could be done.
+    assert run("download", MOBILE, "builtin-restorer", "--accept-license") == Exit.CANNOT_WORK
+    assert run("download", "builtin-detector", "builtin-restorer") == Exit.USAGE
+    # A name that is none is said before anything is fetched.
+    server.seen.clear()
+    assert run("download", MOBILE, "dreams", "--accept-license") == Exit.USAGE
+    assert server.seen == []
+
+
 def test_ctrl_c(
     run: Run,
     home: Path,

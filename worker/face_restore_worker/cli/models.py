@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from face_restore_shared.errors import FaceRestoreError
 
 from face_restore_worker.cli.exits import Exit, exit_for
+from face_restore_worker.cli.report import say_error
 from face_restore_worker.errors import CheckpointError, ModelError
 
 if TYPE_CHECKING:
-    from face_restore_worker.models.catalogue import Licence
+    from face_restore_worker.models.catalogue import Licence, ModelEntry
     from face_restore_worker.models.store import ModelStore
 
 _EXAMPLES = """\
@@ -42,7 +43,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     command = actions.add_parser("list", help="show all models, their licences and which are here")
     command.add_argument("--format", choices=("text", "json"), default="text")
 
-    command = actions.add_parser("download", help="fetch a model and install it")
+    command = actions.add_parser("download", help="fetch models and install them")
     command.add_argument("names", nargs="+", metavar="NAME", help="id or file name of a model")
     command.add_argument(
         "--accept-license",
@@ -81,9 +82,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _ACTIONS[args.action](ModelStore(), args)
     except FaceRestoreError as error:
-        print(f"face-restore: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
+        say_error(error)
         is_wrong_input = args.action == "import" and isinstance(error, CheckpointError)
         return Exit.SOME_FAILED if is_wrong_input else exit_for(error)
     except KeyboardInterrupt:
@@ -115,24 +114,39 @@ def _list(store: ModelStore, args: argparse.Namespace) -> int:
 
 
 def _download(store: ModelStore, args: argparse.Namespace) -> int:
+    """Fetch all that can be; 1 when only some could, else as the errors say."""
+    entries = {entry.id: entry for entry in map(store.catalogue.get, args.names)}
+    failed: dict[str, Exit] = {}
+    for entry in entries.values():
+        try:
+            print(_fetch(store, entry, args), flush=True)
+        except FaceRestoreError as error:
+            say_error(error)
+            failed[entry.id] = exit_for(error)
+    if failed and len(entries) > 1:
+        names = ", ".join(failed)
+        print(f"Not installed, {len(failed)} of {len(entries)}: {names}.", file=sys.stderr)
+    if len(failed) < len(entries):
+        return Exit.SOME_FAILED if failed else Exit.OK
+    return failed.popitem()[1] if len(set(failed.values())) == 1 else Exit.CANNOT_WORK
+
+
+def _fetch(store: ModelStore, entry: ModelEntry, args: argparse.Namespace) -> str:
+    """Install a model unless it is there; returns what to tell. Raises FaceRestoreError."""
     from face_restore_worker.cli.progress import ProgressBar
     from face_restore_worker.models.download import Job, download
 
-    for name in args.names:
-        entry = store.catalogue.get(name)
-        known = store.find_installed(entry) if not entry.builtin else None
-        if known is not None:
-            print(f"{entry.name} is installed already: {known.path}")
-            continue
-        with ProgressBar(description=entry.id, quiet=args.quiet) as bar:
-            job = Job(
-                ask=_asker(args.accept_license),
-                progress=lambda p, bar=bar: bar.set(p.done, p.total),  # type: ignore[misc]
-                notify=bar.write,
-            )
-            model = download(store, name, job)
-        print(f"{entry.name} is installed: {model.path}")
-    return Exit.OK
+    known = store.find_installed(entry) if not entry.builtin else None
+    if known is not None:
+        return f"{entry.name} is installed already: {known.path}"
+    with ProgressBar(description=entry.id, quiet=args.quiet) as bar:
+        job = Job(
+            ask=_asker(args.accept_license),
+            progress=lambda progress: bar.set(progress.done, progress.total),
+            notify=bar.write,
+        )
+        model = download(store, entry.id, job)
+    return f"{entry.name} is installed: {model.path}"
 
 
 def _asker(is_accepted: bool) -> Callable[[Licence], bool]:
