@@ -11,7 +11,7 @@ second look at each face (see refine.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,8 @@ from face_restore_worker.pipeline import pyramid, search
 from face_restore_worker.pipeline.device import choose_precision
 from face_restore_worker.pipeline.nms import suppress, suppress_nested
 from face_restore_worker.pipeline.propose import PROPOSER_FILE, PROPOSER_THRESHOLD, Proposer
-from face_restore_worker.pipeline.pyramid import Level, Picture, Rect
-from face_restore_worker.pipeline.refine import refine
+from face_restore_worker.pipeline.pyramid import Picture, Rect, Scale
+from face_restore_worker.pipeline.refine import Crops, Looker, refine
 from face_restore_worker.pipeline.types import Face
 from face_restore_worker.pipeline.views import Candidates, Network, Scanner
 
@@ -132,6 +132,43 @@ def _scanners(network: nn.Module) -> tuple[Scanner | None, Scanner | None]:
     return RetinaFaceCpu(network, torch.bfloat16) if half else second, second
 
 
+@dataclass(frozen=True)
+class Task:
+    """What to search of a photograph, and how.
+
+    wanted: the rectangle that faces' centres may lie in, or a little beside. scale: network pixels
+    per pixel of the photograph of the finest level: 3, 2, 1, 1/2, 1/3, ... quarters: turns of
+    np.rot90. guided: whether the proposer may say where to look.
+    """
+
+    picture: Picture
+    wanted: Rect
+    scale: float
+    quarters: tuple[int, ...]
+    threshold: float
+    guided: bool
+
+    @property
+    def shrink(self) -> int:
+        """Factor of the finest level that is not magnified."""
+        return max(round(1 / self.scale), 1)
+
+    @property
+    def magnifications(self) -> range:
+        """Of the magnified levels, the largest first.
+
+        Faces of about 30 pixels are seen worst at 3 times their size: each magnification counts.
+        """
+        return range(round(self.scale), 1, -1)
+
+
+def seen_well(found: Candidates, level: Scale, *, finest: bool) -> Candidates:
+    """Without what another level shows better. finest: of those that are not magnified."""
+    smallest = MIN_ON_COARSE * level.factor if level.factor > 1 and not finest else 0.0
+    largest = MAX_ON_MAGNIFIED * level.factor if level.factor < 1 else np.inf
+    return found.take((found.sides >= smallest) & (found.sides <= largest))
+
+
 class FaceDetector:
     """Finds faces with a RetinaFace network.
 
@@ -177,6 +214,17 @@ class FaceDetector:
         self.budget = budget
         self.confirm = confirm
         self.refine_all = refine_all
+        self.notes: list[str] = []
+        """What the user should know of how the last search went."""
+
+    @property
+    def watch(self) -> Callable[[], None] | None:
+        """Called again and again during a search; it may raise, to end one nobody waits for."""
+        return self.network.watch
+
+    @watch.setter
+    def watch(self, watch: Callable[[], None] | None) -> None:
+        self.network.watch = self.second.watch = watch
 
     def detect(
         self,
@@ -196,30 +244,42 @@ class FaceDetector:
         if wanted is None:
             return []
         threshold = self.threshold_default if options.threshold is None else options.threshold
-        scale = self._finest_scale(wanted, options)
-        levels = pyramid.build_levels(picture, max(round(1 / scale), 1))
-        # Faces of about 30 pixels are seen worst at 3 times their size: each magnification counts.
-        magnified = [pyramid.magnified(picture, times) for times in range(round(scale), 1, -1)]
-        quarters = (0, 1, 2, 3) if options.rotations else (0,)
+        task = Task(
+            picture,
+            wanted,
+            self._finest_scale(wanted, options),
+            (0, 1, 2, 3) if options.rotations else (0,),
+            threshold,
+            guided=threshold >= self.threshold_default * TRUSTED,
+        )
+        found, looker = self._first_look(task)
+        faces = _distinct(found)
+        faces = faces.take(_near(faces, wanted, selection).nonzero()[0][:MAX_FACES])
+        faces = _distinct(self._refined(looker, faces))
+        return _chosen(faces.take(_centred(faces, wanted, selection)), options)
+
+    def _first_look(self, task: Task) -> tuple[Candidates, Looker]:
+        """What all levels show, nothing suppressed between them, and what takes a second look."""
+        levels = pyramid.build_levels(task.picture, task.shrink)
+        magnified = [pyramid.magnified(task.picture, times) for times in task.magnifications]
         guide = None
-        if self.proposer is not None and threshold >= self.threshold_default * TRUSTED:
-            guide = search.guide(self.proposer, levels, magnified, wanted, quarters)
+        if self.proposer is not None and task.guided:
+            guide = search.guide(self.proposer, levels, magnified, task.wanted, task.quarters)
         found = []
         quick = self.network.scanner is not None
         for level in [*magnified, *levels]:
-            smallest = MIN_ON_COARSE * level.factor if level in levels[1:] else 0.0
-            largest = MAX_ON_MAGNIFIED * level.factor if level.factor < 1 else np.inf
             places = None if guide is None else guide.of(level)
             if places is None:
-                tiles = search.tiles_of(level, wanted, entire=level is levels[-1], quick=quick)
-                parts = search.search_tiles(self.network, level, tiles, quarters, threshold)
+                tiles = search.tiles_of(level, task.wanted, entire=level is levels[-1], quick=quick)
+                parts = search.search_tiles(
+                    self.network, level, tiles, task.quarters, task.threshold
+                )
             else:
-                parts = search.search_places(self.network, level, places, quarters, threshold)
-            found += [p.take((p.sides >= smallest) & (p.sides <= largest)) for p in parts]
-        faces = _distinct(Candidates.join(found))
-        faces = faces.take(_near(faces, wanted, selection).nonzero()[0][:MAX_FACES])
-        faces = _distinct(self._refined(levels, faces))
-        return _chosen(faces.take(_centred(faces, wanted, selection)), options)
+                parts = search.search_places(
+                    self.network, level, places, task.quarters, task.threshold
+                )
+            found += [seen_well(part, level, finest=level is levels[0]) for part in parts]
+        return Candidates.join(found), Crops(self.second, levels)
 
     def smallest_searched(self, shape: tuple[int, ...], options: DetectOptions) -> float:
         """Height in pixels from which nearly every face is found in a picture of (H, W, ...).
@@ -244,12 +304,12 @@ class FaceDetector:
         shrink = min(math.floor(1 / needed), max(width, height) // pyramid.COARSEST_SIDE)
         return 1 / max(shrink, math.ceil(1 / affordable), 1)
 
-    def _refined(self, levels: Sequence[Level], faces: Candidates) -> Candidates:
+    def _refined(self, looker: Looker, faces: Candidates) -> Candidates:
         if self.refine_all or len(faces) == 0:
-            return refine(self.second, levels, faces, mirror=True, confirm=self.confirm)
+            return refine(looker, faces, mirror=True, confirm=self.confirm)
         size = faces.sides / faces.scales
         again = (size < 60) | (size > 320)
-        looked = refine(self.second, levels, faces.take(again), mirror=False, confirm=0)
+        looked = refine(looker, faces.take(again), mirror=False, confirm=0)
         boxes, landmarks = faces.boxes.copy(), faces.landmarks.copy()
         boxes[again], landmarks[again] = looked.boxes, looked.landmarks
         return Candidates(boxes, landmarks, faces.scores, faces.scales)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from face_restore_worker.errors import CheckpointError
 from face_restore_worker.pipeline import pyramid
-from face_restore_worker.pipeline.pyramid import Level, Pixels, Rect
+from face_restore_worker.pipeline.pyramid import Pixels, Rect, Scale
 
 if TYPE_CHECKING:
     import torch
+
+    from face_restore_worker.network.proposer import FaceProposer
 
 Floats = NDArray[np.float64]
 Frames = dict[tuple[int, int, int], "torch.Tensor"]
@@ -46,52 +48,65 @@ class Places:
     looked_at: int
 
 
+def load_network(path: str | Path) -> FaceProposer:
+    """The proposer's network with the weights of a file, in fp32 on the CPU.
+
+    Raises CheckpointError where the file is not that network.
+    """
+    from safetensors.torch import load_file
+
+    from face_restore_worker.network.proposer import FaceProposer
+
+    network = FaceProposer()
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{Path(path).name!r} is not the proposer's network: {error}",
+            hint="The package is damaged: install it again.",
+            code="wrong-network",
+        ) from error
+    return network
+
+
 class Proposer:
-    """The proposer's network on a device.
+    """The proposer's network on the processor.
 
     path: its weights. threshold: from which a cell may show a face, 0 to 1; calibrated with them.
     Raises CheckpointError where the file is not that network.
     """
 
-    def __init__(
-        self, path: str | Path, threshold: float, *, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, path: str | Path, threshold: float) -> None:
         import torch
-        from safetensors.torch import load_file
 
-        from face_restore_worker.network.proposer import FaceProposer, PreparedProposer
+        from face_restore_worker.network.proposer import PreparedProposer
         from face_restore_worker.pipeline.device import choose_precision
 
-        network = FaceProposer()
-        try:
-            network.load_state_dict(load_file(path))
-        except (OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"{Path(path).name!r} is not the proposer's network: {error}",
-                hint="The package is damaged: install it again.",
-                code="wrong-network",
-            ) from error
-        half = choose_precision("auto", str(device)) == "bf16"
+        network = load_network(path)
+        half = choose_precision("auto", "cpu") == "bf16"
         self._network = PreparedProposer(network, torch.bfloat16 if half else torch.float32)
-        self._logit = float(np.log(threshold / (1 - threshold)))
+        self._logit = logit(threshold)
 
-    def places(self, level: Level, area: Rect, quarters: Sequence[int] = (0,)) -> Places:
+    def places(self, level: Scale, area: Rect, quarters: Sequence[int] = (0,)) -> Places:
         """The places of `area` (in the level's pixels) that may show a face.
 
         quarters: turns of np.rot90 the level is looked at in; a place of any of them counts.
         """
-        found: list[list[Floats]] = [[], []]
-        looked_at = 0
         frames: Frames = {}
         width = min(area[2] - area[0], STRIP_WIDTH)
         height = max(STRIP_PIXELS // width, STRIP_HEIGHT)
-        for tile in pyramid.tiles(area, STRIP_WIDTH, OVERLAP, height=height):
-            passes = self._passes(level.read(tile), quarters, frames)
-            looked_at += passes[0].size
-            for maps, cells in zip(found, passes, strict=True):
-                maps.append(_kept(cells, tile, area))
+        tiles = pyramid.tiles(area, STRIP_WIDTH, OVERLAP, height=height)
+        passes = self._fetched([self._passes(level.read(tile), quarters, frames) for tile in tiles])
+        found = [
+            [_kept(cells, tile, area) for tile, cells in zip(tiles, maps, strict=True)]
+            for maps in zip(*passes, strict=True)
+        ]
         small, large = (np.concatenate(parts) for parts in found)
-        return Places(small, large, looked_at)
+        return Places(small, large, sum(one[0].size for one in passes))
+
+    def _fetched(self, passes: list[Any]) -> list[NDArray[np.bool_]]:
+        """What `_passes` returned, in the computer's memory."""
+        return passes
 
     def _passes(self, pixels: Pixels, quarters: Sequence[int], frames: Frames) -> NDArray[np.bool_]:
         """Which cells of a piece pass in any turn of it: (2, rows, columns)."""
@@ -109,17 +124,13 @@ class Proposer:
         """The answers on a turned piece, turned back: (2, at least rows, at least columns)."""
         import torch
 
-        from face_restore_worker.network.proposer import BORDER, GRAIN, GRAY
+        from face_restore_worker.network.proposer import GRAY
 
         height, width = view.shape[:2]
         key = (height, width, quarter)
-        # What is filled up must lie right and below once turned back.
-        extra = (-height % GRAIN, -width % GRAIN)
-        before = (extra[0] if quarter in (1, 2) else 0, extra[1] if quarter in (2, 3) else 0)
+        size, (top, left) = framed(height, width, quarter)
         if key not in frames:
-            size = (height + extra[0] + 2 * BORDER, width + extra[1] + 2 * BORDER, 3)
             frames[key] = torch.full(size, GRAY, dtype=self._network.dtype)
-        top, left = before[0] + BORDER, before[1] + BORDER
         # Converts and frames the pixels in one pass. Torch takes neither negative strides nor, but
         # with a warning, what must not be written to; so those are copied.
         pixels = torch.from_numpy(np.require(view, requirements=["C", "W"] if quarter else ["W"]))
@@ -127,6 +138,25 @@ class Proposer:
         logits = self._network(frames[key][None])[0].numpy()
         turned: NDArray[np.float32] = np.rot90(logits, -quarter, axes=(1, 2))
         return turned
+
+
+def logit(probability: float) -> float:
+    """Its natural logarithm of odds."""
+    return float(np.log(probability / (1 - probability)))
+
+
+def framed(height: int, width: int, quarter: int) -> tuple[tuple[int, int, int], tuple[int, int]]:
+    """The network's input for a turned picture: its shape, and where the first pixel lies in it.
+
+    What is filled up lies right and below once turned back.
+    """
+    from face_restore_worker.network.proposer import BORDER, GRAIN
+
+    extra = (-height % GRAIN, -width % GRAIN)
+    top = BORDER + (extra[0] if quarter in (1, 2) else 0)
+    left = BORDER + (extra[1] if quarter in (2, 3) else 0)
+    size = (height + extra[0] + 2 * BORDER, width + extra[1] + 2 * BORDER, 3)
+    return size, (top, left)
 
 
 def _kept(cells: NDArray[np.bool_], tile: Rect, area: Rect) -> Floats:

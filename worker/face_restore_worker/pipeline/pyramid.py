@@ -7,7 +7,7 @@ pixels of the photograph: in pixel-edge coordinates photo = factor * level, with
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,8 @@ class Picture:
             )
         if min(array.shape[:2]) < 1:
             raise ImageError("The picture has no pixels.", code="image-form")
-        self._array = array
+        self.array: NDArray[Any] = array
+        """(H, W, 3) or (H, W), of the type it was given in."""
         self.height, self.width = int(array.shape[0]), int(array.shape[1])
 
     def read(self, rect: Rect) -> Pixels:
@@ -59,7 +60,7 @@ class Picture:
         import cv2
 
         x0, y0, x1, y1 = rect
-        piece = np.ascontiguousarray(self._array[y0:y1, x0:x1])
+        piece = np.ascontiguousarray(self.array[y0:y1, x0:x1])
         if piece.dtype == np.uint16:
             piece = cv2.convertScaleAbs(piece, alpha=1 / 257)
         elif piece.dtype == np.float32:
@@ -68,6 +69,25 @@ class Picture:
         if piece.ndim == 2:
             piece = cv2.cvtColor(piece, cv2.COLOR_GRAY2RGB)
         return piece
+
+
+class Scale(Protocol):
+    """One scale of a photograph, its pixels in the computer's memory or on a device; see Level."""
+
+    @property
+    def factor(self) -> float:
+        """Pixels of the photograph per pixel of the level."""
+
+    @property
+    def width(self) -> int:
+        """Of the level."""
+
+    @property
+    def height(self) -> int:
+        """Of the level."""
+
+    def read(self, rect: Rect) -> Any:
+        """(h, w, 3) uint8 RGB, an array or a tensor."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from face_restore_worker.pipeline.nms import iou
-from face_restore_worker.pipeline.pyramid import Level, Pixels
+from face_restore_worker.pipeline.pyramid import Level, Pixels, Rect, Scale
 from face_restore_worker.pipeline.views import (
     Candidates,
     Floats,
@@ -42,7 +43,10 @@ LOWEST_SCORE = 0.1
 MIN_OVERLAP = 0.35
 MIRRORED = np.array([1, 0, 2, 4, 3])
 """Order of the landmarks after a mirror."""
-_BATCH = 4
+
+AnyScale = TypeVar("AnyScale", bound=Scale)
+Size = tuple[int, int]
+"""Width and height."""
 
 
 def roll(landmarks: Floats) -> float:
@@ -83,14 +87,13 @@ def turned_box(box: Floats, angle: float, to_photo: Matrix) -> Floats:
     return np.concatenate([centre - half, centre + half])
 
 
-def read_crop(levels: Sequence[Level], matrix: Matrix) -> Pixels:
-    """Resample the crop of `matrix` (photograph to crop, pixel-edge): (S, S, 3) uint8 RGB.
+def source_of(levels: Sequence[AnyScale], matrix: Matrix) -> tuple[AnyScale, Rect, Size | None]:
+    """What the crop of `matrix` (photograph to crop, pixel-edge) is resampled from.
 
-    Read from the coarsest level that is no coarser than the crop, then shrunk area-correctly to
-    about the crop's scale, then turned. The border is repeated.
+    Returns the coarsest level that is no coarser than the crop, the part of it the crop shows with
+    two pixels more to each side, and the width and height to which that part is to be shrunk
+    first; None where it is not.
     """
-    import cv2
-
     scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
     fitting = [level for level in levels if level.factor * scale <= 1.0]
     level = max(fitting or levels[:1], key=lambda candidate: candidate.factor)
@@ -103,18 +106,41 @@ def read_crop(levels: Sequence[Level], matrix: Matrix) -> Pixels:
     )
     x1 = int(np.clip(high[0], x0 + 1, level.width))
     y1 = int(np.clip(high[1], y0 + 1, level.height))
-    piece = level.read((x0, y0, x1, y1))
-    to_photo = placed(level.factor, x0, y0)
     shrink = level.factor * scale
+    size = None
     if shrink < 0.75:
-        height, width = piece.shape[:2]
-        size = (max(round(width * shrink), 1), max(round(height * shrink), 1))
-        piece = cv2.resize(piece, size, interpolation=cv2.INTER_AREA)
+        size = (max(round((x1 - x0) * shrink), 1), max(round((y1 - y0) * shrink), 1))
+    return level, (x0, y0, x1, y1), size
+
+
+def from_source(matrix: Matrix, level: Scale, rect: Rect, size: Size | None) -> Matrix:
+    """From the part of a level, shrunk where that is wished, to the crop; pixel-edge.
+
+    What `source_of` returned for `matrix`.
+    """
+    to_photo = placed(level.factor, rect[0], rect[1])
+    if size is not None:
+        width, height = rect[2] - rect[0], rect[3] - rect[1]
         ratio = np.array([[width / size[0], 0, 0], [0, height / size[1], 0]])
         to_photo = compose(to_photo, ratio)
+    return compose(matrix, to_photo)
+
+
+def read_crop(levels: Sequence[Level], matrix: Matrix) -> Pixels:
+    """Resample the crop of `matrix` (photograph to crop, pixel-edge): (S, S, 3) uint8 RGB.
+
+    Read from a level that is no coarser than the crop, then shrunk area-correctly to about the
+    crop's scale, then turned. The border is repeated.
+    """
+    import cv2
+
+    level, rect, size = source_of(levels, matrix)
+    piece = level.read(rect)
+    if size is not None:
+        piece = cv2.resize(piece, size, interpolation=cv2.INTER_AREA)
     return cv2.warpAffine(
         piece,
-        edge_to_centre(compose(matrix, to_photo)),
+        edge_to_centre(from_source(matrix, level, rect, size)),
         (CROP_SIDE, CROP_SIDE),
         flags=cv2.INTER_CUBIC,
         borderMode=cv2.BORDER_REPLICATE,
@@ -125,9 +151,43 @@ Look = tuple[Floats, Floats, float]
 """Box (4,), landmarks (5, 2), score."""
 
 
-def refine(
-    network: Network, levels: Sequence[Level], faces: Candidates, *, mirror: bool, confirm: float
-) -> Candidates:
+class Looker(Protocol):
+    """Looks at crops of one photograph.
+
+    batch: faces that are best looked at together.
+    """
+
+    @property
+    def batch(self) -> int:
+        """See above."""
+
+    def look(self, matrices: Sequence[Matrix], mirror: bool) -> list[Candidates]:
+        """Every anchor of LOWEST_SCORE on each crop, then on each mirrored crop where wished.
+
+        matrices: photograph to crop, pixel-edge; see ``crop_matrix``. Coordinates are the crops'.
+        """
+
+
+class Crops:
+    """A Looker in the computer's memory.
+
+    network: looks. levels: of the photograph, finest first.
+    """
+
+    batch = 4
+
+    def __init__(self, network: Network, levels: Sequence[Level]) -> None:
+        self._network, self._levels = network, levels
+
+    def look(self, matrices: Sequence[Matrix], mirror: bool) -> list[Candidates]:
+        """See Looker."""
+        crops = [read_crop(self._levels, matrix) for matrix in matrices]
+        if mirror:
+            crops += [np.ascontiguousarray(crop[:, ::-1]) for crop in crops]
+        return self._network.find(crops, LOWEST_SCORE)
+
+
+def refine(looker: Looker, faces: Candidates, *, mirror: bool, confirm: float) -> Candidates:
     """Take box and landmarks of every face from a second look; scores stay the first pass's.
 
     mirror: also look at the mirrored crop and take the mean: less scatter with small networks.
@@ -137,37 +197,32 @@ def refine(
     boxes, landmarks = faces.boxes.copy(), faces.landmarks.copy()
     seen = np.zeros(len(faces))
     small = faces.sides < SMALL
-    for index in _batches(np.arange(len(faces))):
-        looks = _look(network, levels, faces.take(index), REFINED_SIDE, mirror)
+    for index in _batches(np.arange(len(faces)), looker.batch):
+        looks = _look(looker, faces.take(index), REFINED_SIDE, mirror)
         for i, look in zip(index, looks, strict=True):
             seen[i] = look[2] if look else 0.0
             if look and look[2] >= MIN_SCORE:
                 boxes[i], landmarks[i] = look[:2]
     if confirm > 0:
-        for index in _batches(np.flatnonzero(small)):
-            looks = _look(network, levels, faces.take(index), CONFIRMED_SIDE, mirror)
+        for index in _batches(np.flatnonzero(small), looker.batch):
+            looks = _look(looker, faces.take(index), CONFIRMED_SIDE, mirror)
             seen[index] = [look[2] if look else 0.0 for look in looks]
     refined = Candidates(boxes, landmarks, faces.scores, faces.scales)
     return refined.take(seen >= confirm)
 
 
-def _batches(index: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    return [index[i : i + _BATCH] for i in range(0, len(index), _BATCH)]
+def _batches(index: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
+    return [index[i : i + size] for i in range(0, len(index), size)]
 
 
-def _look(
-    network: Network, levels: Sequence[Level], faces: Candidates, side: float, mirror: bool
-) -> list[Look | None]:
+def _look(looker: Looker, faces: Candidates, side: float, mirror: bool) -> list[Look | None]:
     """Each face again, its box measuring `side` pixels; in photograph coordinates, pixel-edge."""
     tilts = [roll(points) for points in faces.landmarks]
     angles = [tilt if abs(tilt) > MIN_TURN else 0.0 for tilt in tilts]
     matrices = [
         crop_matrix(box, angle, side) for box, angle in zip(faces.boxes, angles, strict=True)
     ]
-    crops = [read_crop(levels, matrix) for matrix in matrices]
-    if mirror:
-        crops += [np.ascontiguousarray(crop[:, ::-1]) for crop in crops]
-    found = [_centre_face(one, side) for one in network.find(crops, LOWEST_SCORE)]
+    found = [_centre_face(one, side) for one in looker.look(matrices, mirror)]
     looks, others = found[: len(faces)], found[len(faces) :]
     if mirror:
         looks = [_mean(a, _unmirrored(b)) for a, b in zip(looks, others, strict=True)]

@@ -266,14 +266,11 @@ class Restorer:
 @contextmanager
 def _watched(finder: FaceDetector, run: Run) -> Iterator[None]:
     """A search that ends when the run is cancelled."""
-    networks = (finder.network, finder.second)
-    for network in networks:
-        network.watch = run.check_cancelled
+    finder.watch = run.check_cancelled
     try:
         yield
     finally:
-        for network in networks:
-            network.watch = None
+        finder.watch = None
 
 
 def _search_notes(

@@ -16,7 +16,7 @@ from face_restore_worker.pipeline import packing, pyramid
 from face_restore_worker.pipeline.anchors import STRIDE
 from face_restore_worker.pipeline.nms import suppress
 from face_restore_worker.pipeline.propose import Proposer
-from face_restore_worker.pipeline.pyramid import Level, Pixels, Rect
+from face_restore_worker.pipeline.pyramid import Level, Pixels, Rect, Scale
 from face_restore_worker.pipeline.views import (
     MEAN_BGR,
     Candidates,
@@ -61,15 +61,15 @@ class Guide:
 
     rects: dict[float, list[Rect]]
 
-    def of(self, level: Level) -> list[Rect] | None:
+    def of(self, level: Scale) -> list[Rect] | None:
         """Those of one level, None where all of it must be searched."""
         return self.rects.get(level.factor)
 
 
 def guide(
     proposer: Proposer,
-    levels: Sequence[Level],
-    magnified: Sequence[Level],
+    levels: Sequence[Scale],
+    magnified: Sequence[Scale],
     wanted: Rect,
     quarters: Sequence[int],
 ) -> Guide:
@@ -95,7 +95,7 @@ def _squares(points: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
 
 
 def _add(
-    rects: dict[float, list[Rect]], level: Level, boxes: NDArray[np.float64], wanted: Rect
+    rects: dict[float, list[Rect]], level: Scale, boxes: NDArray[np.float64], wanted: Rect
 ) -> None:
     bounds = area_of(level, wanted)
     size = packing.area([bounds])
@@ -106,14 +106,14 @@ def _add(
         rects[level.factor] = found
 
 
-def area_of(level: Level, wanted: Rect) -> Rect:
+def area_of(level: Scale, wanted: Rect) -> Rect:
     """What lies around `wanted` (photograph pixels), in the level's pixels."""
     x0, y0 = (max(int(v // level.factor) - OVERLAP, 0) for v in wanted[:2])
     x1, y1 = (int(-(-v // level.factor)) + OVERLAP for v in wanted[2:])
     return x0, y0, min(x1, level.width), min(y1, level.height)
 
 
-def tiles_of(level: Level, wanted: Rect, entire: bool, *, quick: bool = False) -> list[Rect]:
+def tiles_of(level: Scale, wanted: Rect, entire: bool, *, quick: bool = False) -> list[Rect]:
     """Tiles of what lies around `wanted` (photograph pixels), in the level's pixels.
 
     entire: cover all of the level: a large face reaches far beyond its centre.
@@ -144,6 +144,48 @@ def search_tiles(
             yield _best(found, back, tile, level)
 
 
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A rectangle of a level, turned by a quarter of np.rot90, to be put on a sheet."""
+
+    level: Scale
+    rect: Rect
+    quarter: int
+
+    @property
+    def size(self) -> packing.Size:
+        """Width and height, turned."""
+        width, height = self.rect[2] - self.rect[0], self.rect[3] - self.rect[1]
+        return (height, width) if self.quarter % 2 else (width, height)
+
+    def faces(self, found: Candidates, x: int, y: int) -> Candidates | None:
+        """Of the faces of a sheet those of this piece, which lies at (x, y); the best of them.
+
+        In photograph coordinates; None where no face is centred on the piece.
+        """
+        centres = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+        low, high = (x, y), (x + self.size[0], y + self.size[1])
+        inside = np.all((centres >= low) & (centres < high), axis=1)
+        if not inside.any():
+            return None
+        width, height = self.rect[2] - self.rect[0], self.rect[3] - self.rect[1]
+        back = compose(turned(self.quarter, width, height), placed(1.0, -x, -y))
+        back = compose(placed(1.0, self.rect[0], self.rect[1]), back)
+        return _best(found.take(inside), back, self.rect, self.level)
+
+
+def pieces_of(
+    level: Scale, rects: Iterable[Rect], quarters: Sequence[int], side: int = PIECE
+) -> list[Piece]:
+    """Rectangles of a level in pieces of at most `side` pixels a side, in each turn."""
+    return [
+        Piece(level, piece, quarter)
+        for rect in rects
+        for piece in pyramid.tiles(rect, side, OVERLAP, STRIDE)
+        for quarter in quarters
+    ]
+
+
 def search_places(
     network: Network,
     level: Level,
@@ -152,32 +194,23 @@ def search_places(
     threshold: float,
 ) -> Iterator[Candidates]:
     """As search_tiles, for rectangles of any size, put together on sheets."""
-    pieces = [piece for rect in rects for piece in pyramid.tiles(rect, PIECE, OVERLAP, STRIDE)]
-    jobs = [(piece, quarter) for piece in pieces for quarter in quarters]
-    sizes = []
-    for (x0, y0, x1, y1), quarter in jobs:
-        sizes.append((y1 - y0, x1 - x0) if quarter % 2 else (x1 - x0, y1 - y0))
-    for (across, down), items in packing.pack(sizes, SHEETS, GAP):
+    pieces = pieces_of(level, rects, quarters)
+    for (across, down), items in packing.pack([piece.size for piece in pieces], SHEETS, GAP):
         sheet = np.empty((down, across, 3), np.uint8)
         sheet[:] = [round(value) for value in reversed(MEAN_BGR)]
         for number, x, y in items:
-            piece, quarter = jobs[number]
-            width, height = sizes[number]
-            sheet[y : y + height, x : x + width] = np.rot90(level.read(piece), quarter)
+            piece = pieces[number]
+            width, height = piece.size
+            view = np.rot90(level.read(piece.rect), piece.quarter)
+            sheet[y : y + height, x : x + width] = view
         found = network.find([sheet], threshold)[0]
-        centres = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
         for number, x, y in items:
-            piece, quarter = jobs[number]
-            low, high = (x, y), (x + sizes[number][0], y + sizes[number][1])
-            inside = np.all((centres >= low) & (centres < high), axis=1)
-            if inside.any():
-                width, height = piece[2] - piece[0], piece[3] - piece[1]
-                back = compose(turned(quarter, width, height), placed(1.0, -x, -y))
-                back = compose(placed(1.0, piece[0], piece[1]), back)
-                yield _best(found.take(inside), back, piece, level)
+            faces = pieces[number].faces(found, x, y)
+            if faces is not None:
+                yield faces
 
 
-def _best(found: Candidates, to_level: Matrix, tile: Rect, level: Level) -> Candidates:
+def _best(found: Candidates, to_level: Matrix, tile: Rect, level: Scale) -> Candidates:
     """The best of those that lie whole in the tile, in photograph coordinates."""
     in_level = found.mapped(to_level)
     in_level = in_level.take(_complete(in_level, tile, level))
@@ -185,7 +218,7 @@ def _best(found: Candidates, to_level: Matrix, tile: Rect, level: Level) -> Cand
     return in_level.take(best).mapped(placed(level.factor, 0, 0))
 
 
-def _complete(found: Candidates, tile: Rect, level: Level) -> NDArray[np.bool_]:
+def _complete(found: Candidates, tile: Rect, level: Scale) -> NDArray[np.bool_]:
     """Which faces keep a margin to those sides of their tile that cut through the level."""
     margin = FACE_MARGIN * found.sides
     boxes = found.boxes
