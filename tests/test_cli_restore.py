@@ -127,6 +127,23 @@ def test_contradictions(tmp_path: Path, painter: Painter, wrong: list[str]) -> N
     assert run("a.png", "-o", "b.png", *wrong) == 2
 
 
+def test_what_an_aligned_face_makes_needless_is_said(
+    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = save_pillow(tmp_path / "a.png", photo())
+    assert run(source, "-o", tmp_path / "b.png", "--aligned", "--template", "gpen") == 0
+    assert "no effect" not in capsys.readouterr().err
+    assert run(source, "-o", tmp_path / "c.png", "--aligned", "--mask", "oval") == 0
+    assert "note: --mask has no effect: --aligned takes the whole" in capsys.readouterr().err
+    ignored = ["--faces", "largest", "--largest", "--min-face", 30, "--max-faces", 2]
+    ignored += ["--threshold", 0.3, "--rotations", "--detector", "x", "--mask-softness", 2]
+    assert run(source, "-o", tmp_path / "d.png", "--aligned", *ignored) == 0
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if "no effect" in line]
+    names = {word for word in map(str, ignored) if word.startswith("--")}
+    assert names == {word for word in note.split() if word.startswith("--")} - {"--aligned"}
+    assert "have no effect" in note
+
+
 def test_no_face_copies_the_file_byte_for_byte(
     tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
         extension=_extension(args.ext),
         apart=[] if args.save_faces is None else [args.save_faces],
     )
+    todo.notes += _without_effect(args)
     from face_restore_worker.cli.runner import Run
 
     return Run(args, todo).execute()
@@ -136,6 +137,29 @@ def _extension(text: str | None) -> str | None:
             hint=f"Use one of {', '.join((*WRITABLE, ORA))}.",
         )
     return extension
+
+
+def _without_effect(args: argparse.Namespace) -> list[str]:
+    """One remark on the options that --aligned makes needless: no face is searched or cut out."""
+    if not args.aligned:
+        return []
+    given = {
+        "--faces largest": args.faces.largest,
+        "--largest": args.largest,
+        "--min-face": args.min_face != settings.DEFAULT_MIN_FACE,
+        "--max-faces": args.max_faces != 0,
+        "--threshold": args.threshold is not None,
+        "--rotations": args.rotations,
+        "--detector": args.detector != "auto",
+        "--mask": args.mask != "auto",
+        "--mask-softness": args.mask_softness != 1.0,
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    if not names:
+        return []
+    verb = "has" if len(names) == 1 else "have"
+    why = "--aligned takes the whole picture as one face"
+    return [f"{' and '.join(names)} {verb} no effect: {why}"]
 
 
 def _check(args: argparse.Namespace) -> None:
