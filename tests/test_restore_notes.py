@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from face_restore_shared.options import DetectOptions
 from face_restore_worker import Restorer
 from face_restore_worker.errors import Cancelled
-from face_restore_worker.pipeline.detect import FaceDetector
+from face_restore_worker.pipeline.detect import PROFILES, FaceDetector
 from marker_faces import MarkerNetwork
 
 from tests.natural import Identity
@@ -27,6 +29,18 @@ def notes(monkeypatch: pytest.MonkeyPatch, budget: float, options: DetectOptions
 def test_faces_too_small_for_the_budget_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told = notes(monkeypatch, 2.1, DetectOptions())
     assert any("Slow looked for faces from about 60 pixels only" in note for note in told)
+
+
+def test_the_light_detector_is_not_recommended_where_it_searched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, light_helps in (("retinaface-resnet50", True), ("builtin-detector", False)):
+        budget = PROFILES[name].budgets[0] / 200  # as of a picture of 200 times as many pixels
+        monkeypatch.setitem(PROFILES, name, replace(PROFILES[name], budgets=(budget, budget)))
+        monkeypatch.setitem(PROFILES, "retinaface-mobile0.25", PROFILES["builtin-detector"])
+        (note,) = (n for n in notes(monkeypatch, budget, DetectOptions()) if "looked for" in n)
+        assert ("The light detector or a selection of a part" in note) == light_helps
+        assert ("take too long in so large a picture. A selection of a part" in note) != light_helps
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, bool])

@@ -283,8 +283,11 @@ def _search_notes(
     smallest = finder.smallest_searched(picture.shape, options)
     if smallest <= TOLD_FROM * options.min_face:
         return []
+    from face_restore_worker.pipeline.detect import PROFILES
+
+    is_light = finder.budget in PROFILES["retinaface-mobile0.25"].budgets
+    helps = "A selection" if is_light else "The light detector or a selection"
     return [
         f"{finder.name} looked for faces from about {smallest:.0f} pixels only: smaller ones would "
-        "take too long in so large a picture. The light detector or a selection of a part finds "
-        "them."
+        f"take too long in so large a picture. {helps} of a part finds them."
     ]
