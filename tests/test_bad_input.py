@@ -145,7 +145,8 @@ def test_sizes_are_checked_before_anything_is_decoded(tmp_path: Path) -> None:
     error = refused(path, "too-large", "30000 x 30000 = 900 megapixels; the limit is 100")
     assert "--max-pixels" in error.hint
     path.write_bytes(header_only(2000, 2000))
-    refused(path, "too-large", max_pixels=3_999_999)
+    refused(path, "too-large", "= 4 megapixels; the limit is 3.999999", max_pixels=3_999_999)
+    refused(path, "too-large", "= 4000000 pixels; the limit is 999.", max_pixels=999)
     refused(path, "damaged", max_pixels=4_000_000)
 
 

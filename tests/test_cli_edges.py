@@ -135,10 +135,11 @@ def test_an_output_that_cannot_be_printed_is_a_sentence(tmp_path: Path) -> None:
     [
         ("--max-faces", "1001", "more than 1000 faces"),
         ("--min-face", "65537", "more than 65536 pixels"),
+        ("--max-pixels", "0", "would refuse every picture"),
     ],
 )
 @pytest.mark.parametrize("command", [["restore", "-o", "b.png"], ["detect"]])
-def test_numbers_the_worker_would_refuse(
+def test_numbers_that_cannot_be_meant(
     command: list[str], option: str, value: str, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:

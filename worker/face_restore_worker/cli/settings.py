@@ -87,6 +87,14 @@ def whole(text: str) -> int:
     return int(value)
 
 
+def pixel_limit(text: str) -> int:
+    """How many pixels a picture may have."""
+    value = whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} would refuse every picture")
+    return value
+
+
 def thread_count(text: str) -> int:
     """A number of threads; 0 is every core, -N leaves N cores free."""
     try:
@@ -186,7 +194,7 @@ def add_general_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-pixels",
-        type=whole,
+        type=pixel_limit,
         default=DEFAULT_MAX_PIXELS,
         metavar="N",
         help="refuse larger pictures (default 100M)",

@@ -143,9 +143,11 @@ def _decoding_error(name: str, kind: str, error: Exception) -> ImageError:
 
 def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:
     if width * height > max_pixels:
+        # Exact: what is just above the limit must not read as equal to it.
+        unit, size = ("megapixels", 1e6) if max_pixels >= 1e6 else ("pixels", 1)
         raise ImageError(
-            f"{name} has {width} x {height} = {width * height / 1e6:.0f} megapixels; the limit "
-            f"is {max_pixels / 1e6:.0f}.",
+            f"{name} has {width} x {height} = {width * height / size:.12g} {unit}; the limit is "
+            f"{max_pixels / size:.12g}.",
             hint="Give --max-pixels a larger number if the memory suffices, or scale it down.",
             code="too-large",
         )
