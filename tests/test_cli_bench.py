@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from cli_process import Home, home
 from face_restore_worker.bench import report as reports
+from face_restore_worker.bench.job import worker_options
 from face_restore_worker.bench.scenes import scene
-from face_restore_worker.bench.weights import random_state
+from face_restore_worker.bench.weights import Weights, random_state
 from face_restore_worker.checkpoints.gpen import write_gpen_safetensors
 from face_restore_worker.cli.main import main
 from face_restore_worker.network.architecture import GpenArchitecture
 from face_restore_worker.pipeline.restore import Restorer
+from face_restore_worker.server.process import parser
 
 
 def tiny(folder: Path) -> Path:
@@ -74,6 +77,12 @@ def test_network_with_a_peer_that_is_missing(
     ]
     machine = report["machine"]
     assert machine["cores"] >= 1 and machine["torch"] and machine["processor"]
+
+
+def test_its_worker_ends_with_it(tmp_path: Path) -> None:
+    weights = Weights(tmp_path / "tiny.safetensors", "tiny", 64)
+    taken = parser().parse_args(worker_options(weights, "cpu", 1))
+    assert taken.for_process == os.getpid() and taken.keep
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from face_restore_shared import connection
 from face_restore_shared.schema import (
     StatusReply,
 )
-from worker_process import FAKE, Worker, eventually, start_job, state
+from face_restore_worker.server.owner import Owner
+from worker_process import FAKE, HANG_SECONDS, Worker, eventually, start_job, state
 
 
 def test_idle_models_are_let_go_and_come_back(tmp_path: Path) -> None:
@@ -166,6 +167,20 @@ def test_the_server_imports_neither_torch_nor_numpy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_a_worker_for_a_process_ends_with_it(tmp_path: Path) -> None:
+    owner = subprocess.Popen(["sleep", "600"])
+    with Worker(tmp_path, f"--for-process={owner.pid}", FAKE_ENGINE_UPKEEP="0.05") as worker:
+        with worker.raw() as client:
+            assert state(client) in ("starting", "loading", "ready")
+        owner.kill()  # not waited for: a zombie until the worker has ended
+        assert worker.process.wait(HANG_SECONDS) == 0
+        assert not worker.file.exists()
+        assert f"process {owner.pid}, for which it ran, has ended" in worker.log
+    owner.wait()
+    assert Owner(owner.pid).gone() and not Owner(os.getpid()).gone()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows does not remove open files")

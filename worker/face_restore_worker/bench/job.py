@@ -107,8 +107,10 @@ def start_worker(options: Sequence[str], times: Start) -> None:
 
 
 def worker_options(weights: Weights, device: str, threads: int) -> list[str]:
-    """The options of a worker for these."""
-    return [f"--model={weights.path}", f"--device={device}", f"--threads={threads}", "--keep"]
+    """The options of a worker for these, which ends with this process, however that ends."""
+    owner = f"--for-process={os.getpid()}"
+    work = [f"--model={weights.path}", f"--device={device}", f"--threads={threads}", "--keep"]
+    return [*work, owner]
 
 
 def measure(

@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, help="CPU threads, -1: leave one core free")
     p.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     p.add_argument("--quiet", action="store_true", help="log to the file only")
+    p.add_argument("--for-process", type=int, metavar="PID", help="end when this process has ended")
     return p
 
 
@@ -141,12 +142,13 @@ def _serve(
     for leftover in file.parent.glob(file.name + ".*.tmp"):
         leftover.unlink(missing_ok=True)
     idle = None if args.keep else args.idle
-    server = Server(
-        engine_factory(args),
-        idle=idle,
-        log_path=log_path,
-        upkeep=lambda: _keep_place(file, listening, lock, server.stop),
-    )
+    check_owner = _owner_check(args.for_process)
+
+    def keep_up() -> None:
+        _keep_place(file, listening, lock, server.stop)
+        check_owner(server.stop)
+
+    server = Server(engine_factory(args), idle=idle, log_path=log_path, upkeep=keep_up)
     listening = server.bind()
     _handle_signals(server)
     status = 0
@@ -172,6 +174,21 @@ def _serve(
         logging.shutdown()
         os._exit(status)
     return status
+
+
+def _owner_check(pid: int | None) -> Callable[[Callable[[str], None]], None]:
+    """A function that stops a worker once the process it runs for has ended. pid: None: none."""
+    if pid is None:
+        return lambda stop: None
+    from face_restore_worker.server.owner import Owner
+
+    owner = Owner(pid)
+
+    def check(stop: Callable[[str], None]) -> None:
+        if owner.gone():
+            stop(f"process {pid}, for which it ran, has ended")
+
+    return check
 
 
 def _announce(file: Path, listening: Connection) -> None:
