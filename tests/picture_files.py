@@ -121,3 +121,12 @@ def save_pillow(path: Path, pixels: np.ndarray, mode: str | None = None, **optio
     image.save(buffer, kind[path.suffix], **options)
     path.write_bytes(buffer.getvalue())
     return path
+
+
+def album(folder: Path, count: int = 3) -> Path:
+    """A folder "album" in `folder` with pictures 0.png, 1.png, ..."""
+    made = folder / "album"
+    made.mkdir()
+    for number in range(count):
+        save_pillow(made / f"{number}.png", photo())
+    return made

@@ -11,26 +11,15 @@ from pathlib import Path
 import pytest
 from cli_process import Home, wait_for
 from face_restore_shared.schema import DeviceInfo, StatusReply
-from face_restore_worker.cli import backend as backends
 from face_restore_worker.cli.main import main
 from painter import Painter, run
-from picture_files import photo, save_pillow
-
-
-@pytest.fixture
-def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
-    made = Painter()
-    monkeypatch.setattr(backends, "open_backend", lambda args, tell: made)
-    return made
+from picture_files import album, photo, save_pillow
 
 
 def test_a_quiet_folder_run_says_nothing_but_errors(
     tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in ("a.png", "b.png"):
-        save_pillow(folder / name, photo())
+    folder = album(tmp_path, 2)
     assert run(folder, "-o", tmp_path / "out", "-q") == 0
     assert capsys.readouterr() == ("", "")
     (folder / "c.png").write_bytes(b"")
@@ -39,24 +28,21 @@ def test_a_quiet_folder_run_says_nothing_but_errors(
 
 
 def test_saved_faces_are_no_inputs(tmp_path: Path, painter: Painter) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    save_pillow(folder / "a.png", photo())
+    folder = album(tmp_path, 1)
     for inputs in (folder, folder / "**" / "*.png"):
         command = [inputs, "-r", "-o", folder / "out", "--save-faces", folder / "faces"]
         for _ in range(2):
             assert run(*command) == 0
-    assert [p.name for p in (folder / "out").iterdir()] == ["a.png"]
+    assert [p.name for p in (folder / "out").iterdir()] == ["0.png"]
     assert len(list((folder / "faces").iterdir())) == 6
     # Faces beside the inputs are the user's wish, and hide no input.
     assert run(folder / "*.png", "-o", tmp_path / "out", "--save-faces", folder) == 0
-    assert len(list(folder.glob("a-face*.png"))) == 6
+    assert len(list(folder.glob("0-face*.png"))) == 6
 
 
 def test_an_extension_for_one_picture_has_no_effect_and_that_is_said(
-    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, painter: Painter, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
     for name, said in (("b.png", True), ("c.TIF", False), ("out/", False)):
         assert run(source, "-o", f"{tmp_path}/{name}", "--ext", "tif") == 0
         assert ("--ext .tif has no effect" in capsys.readouterr().err) == said
@@ -148,9 +134,8 @@ def test_numbers_that_cannot_be_meant(
 
 
 def test_a_model_whose_name_is_no_text(
-    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, painter: Painter, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
     model = os.fsdecode(os.fsencode(tmp_path) + b"/gpen-\xff.pth")
     assert run(source, "-o", tmp_path / "b.png", "--model", model) == 2
     said = capsys.readouterr().err

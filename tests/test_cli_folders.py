@@ -12,21 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from face_restore_shared.errors import FaceRestoreError
-from face_restore_worker.cli import backend as backends
 from painter import Painter, run
-from picture_files import photo, save_pillow
+from picture_files import album, photo, save_pillow
 from PIL import Image
 
 
-@pytest.fixture
-def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
-    made = Painter()
-    monkeypatch.setattr(backends, "open_backend", lambda args, tell: made)
-    return made
-
-
-def test_faces_are_saved(tmp_path: Path, painter: Painter) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
+def test_faces_are_saved(tmp_path: Path, painter: Painter, source: Path) -> None:
     assert run(source, "-o", tmp_path / "b.png", "--save-faces", tmp_path / "faces") == 0
     names = sorted(p.name for p in (tmp_path / "faces").iterdir())
     assert names == [f"b-face{n}-{w}.png" for n in (1, 2, 3) for w in ("after", "before")]
@@ -34,9 +25,8 @@ def test_faces_are_saved(tmp_path: Path, painter: Painter) -> None:
 
 
 def test_faces_that_cannot_be_saved_are_told_before_the_work(
-    tmp_path: Path, painter: Painter
+    tmp_path: Path, painter: Painter, source: Path
 ) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
     (tmp_path / "faces").mkdir()
     (tmp_path / "faces" / "b-face1-before.png").write_bytes(b"precious")
     for folder in (tmp_path / "faces", source):
@@ -83,14 +73,6 @@ def test_faces_of_names_that_differ_in_the_extension_alone(
     stems = {p.name.partition("-face")[0] for p in faces.iterdir()}
     assert stems == {"0", "0-tif", "0-tif-2"}
     assert len(list(faces.iterdir())) == 18
-
-
-def album(tmp_path: Path, count: int = 3) -> Path:
-    folder = tmp_path / "album"
-    folder.mkdir()
-    for number in range(count):
-        save_pillow(folder / f"{number}.png", photo())
-    return folder
 
 
 def test_a_folder_goes_on_after_a_bad_picture_and_lists_it(

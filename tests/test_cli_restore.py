@@ -12,18 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from face_restore_shared.schema import DetectOptions, RestoreOptions
-from face_restore_worker.cli import backend as backends
 from face_restore_worker.cli.main import main
 from face_restore_worker.images.read import read_image
-from painter import PLACES, Painter, run
+from painter import Painter, run
 from picture_files import photo, save_pillow, save_png16
-
-
-@pytest.fixture
-def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
-    made = Painter()
-    monkeypatch.setattr(backends, "open_backend", lambda args, tell: made)
-    return made
 
 
 def test_one_picture(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,8 +30,7 @@ def test_one_picture(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFix
     assert "paint is wet" in err
 
 
-def test_options_reach_the_pipeline(tmp_path: Path, painter: Painter) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
+def test_options_reach_the_pipeline(tmp_path: Path, painter: Painter, source: Path) -> None:
     mask = np.zeros((48, 64), np.uint8)
     mask[10:30, 20:60] = 255
     save_pillow(tmp_path / "mask.png", mask)
@@ -81,23 +72,6 @@ def test_a_models_file_is_made_absolute(
     assert painter.calls[0]["restore"].model == str(tmp_path / "mine.pth")
 
 
-def test_faces_by_number_from_left_to_right(tmp_path: Path, painter: Painter) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
-    assert run(source, "-o", tmp_path / "b.png", "--faces", "1,3") == 0
-    result = read_image(tmp_path / "b.png").pixels
-    changed = [(result[y + 8, x + 8] != photo()[y + 8, x + 8]).any() for x, y in sorted(PLACES)]
-    assert changed == [True, False, True]
-
-
-def test_a_face_that_is_not_there(
-    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
-    assert run(source, "-o", tmp_path / "b.png", "--faces", "2-4") == 1
-    assert "no face 4" in capsys.readouterr().err
-    assert not (tmp_path / "b.png").exists()
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -128,9 +102,8 @@ def test_contradictions(tmp_path: Path, painter: Painter, wrong: list[str]) -> N
 
 
 def test_what_an_aligned_face_makes_needless_is_said(
-    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, painter: Painter, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
     assert run(source, "-o", tmp_path / "b.png", "--aligned", "--template", "gpen") == 0
     assert "no effect" not in capsys.readouterr().err
     assert run(source, "-o", tmp_path / "c.png", "--aligned", "--mask", "oval") == 0
@@ -157,10 +130,9 @@ def test_no_face_copies_the_file_byte_for_byte(
 
 
 def test_no_face_names_the_options_that_may_have_kept_it_away(
-    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, painter: Painter, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     painter.places = []
-    source = save_pillow(tmp_path / "a.png", photo())
     mask = save_pillow(tmp_path / "mask.png", np.zeros((48, 64), np.uint8))
     assert run(source, "-o", tmp_path / "b.png") == 0
     assert "limited" not in capsys.readouterr().err
@@ -176,8 +148,9 @@ def test_no_face_names_the_options_that_may_have_kept_it_away(
     assert capsys.readouterr().err == ""
 
 
-def test_layers_take_the_strength_as_opacity(tmp_path: Path, painter: Painter) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
+def test_layers_take_the_strength_as_opacity(
+    tmp_path: Path, painter: Painter, source: Path
+) -> None:
     assert run(source, "-o", tmp_path / "b.ora", "--strength", 0.6) == 0
     assert painter.calls[0]["restore"].strength == 1.0
     import zipfile
@@ -186,8 +159,9 @@ def test_layers_take_the_strength_as_opacity(tmp_path: Path, painter: Painter) -
         assert b'opacity="0.6000"' in archive.read("stack.xml")
 
 
-def test_json(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
+def test_json(
+    tmp_path: Path, painter: Painter, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(source, tmp_path / "no.png", "-o", tmp_path / "out", "--format", "json") == 1
     document = json.loads(capsys.readouterr().out)
     first, second = document["files"]
@@ -211,18 +185,19 @@ def test_json(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[st
 def test_a_size_that_is_not_the_checkpoints_is_told(
     tmp_path: Path,
     painter: Painter,
+    source: Path,
     capsys: pytest.CaptureFixture[str],
     size: str,
     is_told: bool,
 ) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
     assert run(source, "-o", tmp_path / "b.png", "--expected-size", size) == 0
     said = "--size 512 has no effect: the checkpoint is of size 16" in capsys.readouterr().err
     assert said == is_told
 
 
-def test_an_existing_output_is_refused_before_the_work(tmp_path: Path, painter: Painter) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
+def test_an_existing_output_is_refused_before_the_work(
+    tmp_path: Path, painter: Painter, source: Path
+) -> None:
     (tmp_path / "b.png").write_bytes(b"precious")
     assert run(source, "-o", tmp_path / "b.png") == 1
     assert painter.calls == []
@@ -232,9 +207,8 @@ def test_an_existing_output_is_refused_before_the_work(tmp_path: Path, painter: 
 
 
 def test_a_selection_of_another_size(
-    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, painter: Painter, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
     save_pillow(tmp_path / "mask.png", np.zeros((40, 40), np.uint8))
     selection = tmp_path / "mask.png"
     assert run(source, "-o", tmp_path / "b.png", "--selection", selection) == 1
@@ -242,20 +216,7 @@ def test_a_selection_of_another_size(
 
 
 def test_quiet_prints_errors_only(
-    tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, painter: Painter, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
     assert run(source, "-o", tmp_path / "b.png", "-q") == 0
     assert capsys.readouterr() == ("", "")
-
-
-def test_detect(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture[str]) -> None:
-    source = save_pillow(tmp_path / "a.png", photo())
-    assert main(["detect", str(source)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "3 faces (painter)" in lines[0]
-    assert lines[1].split() == ["1", "at", "4,", "8,", "16", "x", "16", "pixels,", "score", "0.90"]
-    assert main(["detect", str(source), str(tmp_path / "no.png"), "--format", "json"]) == 1
-    document = json.loads(capsys.readouterr().out)
-    assert [f["status"] for f in document["files"]] == ["detected", "failed"]
-    assert (document["summary"]["detected"], document["summary"]["failed"]) == (1, 1)
