@@ -6,10 +6,13 @@ from restore_faces.errors import NothingToDo
 from restore_faces.options import Settings
 from restore_faces.worker import Worker
 from suite import (
+    add_filter,
+    alpha_is_the_mask_of,
     check,
     equal,
-    floats,
     get,
+    grouped,
+    new_group,
     new_image,
     new_layer,
     offsets,
@@ -18,7 +21,6 @@ from suite import (
     rect,
     restored,
     true,
-    whole,
 )
 
 SEAM = 230  # through the middle of the face
@@ -60,9 +62,7 @@ def the_mask_of_a_layer_that_a_filter_enlarges():
     image = new_image(900, 800)
     layer = new_layer(image, width, height, data, at=(100, 80))
     hide(layer, 0, SEAM)
-    shadow = Gimp.DrawableFilter.new(layer, "gegl:dropshadow", "shadow")
-    shadow.get_config().set_property("x", -60.0)
-    layer.append_filter(shadow)
+    add_filter(layer, "gegl:dropshadow", x=-60.0)
     (new,) = restored(image, [layer])
     equal(offsets(new)[0], 100 + SEAM, "the new layer begins")
 
@@ -83,22 +83,13 @@ def faces_that_are_all_hidden_are_told():
 @check
 def alpha_in_a_locked_group():
     """GIMP applies no mask there."""
-    width, height, data = picture("face")
-    image = new_image(width, height)
-    group = Gimp.GroupLayer.new(image, "group")
-    image.insert_layer(group, None, 0)
-    layer = new_layer(image, width, height, data)
-    image.reorder_item(layer, group, 0)
+    image, group, layer = grouped()
     group.set_lock_content(True)
     (masked,) = restored(image, [layer])
     (baked,) = restored(image, [layer], mask="alpha")
     (faces,) = restored(image, [layer], mask="alpha", layer_per_face=True)
-    soft = floats(whole(masked.get_mask(), "Y float"))
     for new in (baked, *faces.get_children()):
-        true(new.get_mask() is None, "there is a mask")
-        alpha = floats(whole(new, "A float"))
-        worst = max(abs(a - b) for a, b in zip(alpha, soft, strict=True))
-        true(worst < 1 / 255, f"alpha differs from the mask by {worst}")
+        alpha_is_the_mask_of(new, masked)
 
 
 @check
@@ -106,16 +97,12 @@ def a_group_that_a_filter_in_it_enlarges():
     """GIMP tells the group's old size: reading its pixels as they are ends the plug-in."""
     width, height, data = picture("face")
     image = new_image(900, 800)
-    outer, inner = (Gimp.GroupLayer.new(image, name) for name in ("outer", "inner"))
-    image.insert_layer(outer, None, 0)
-    image.insert_layer(inner, outer, 0)
+    outer = new_group(image, "outer")
+    inner = new_group(image, "inner", outer)
     layer = new_layer(image, width, height, data, at=(100, 80))
     image.reorder_item(layer, inner, 0)
     (plain,) = restored(image, [outer])
-    shadow = Gimp.DrawableFilter.new(layer, "gegl:dropshadow", "shadow")
-    shadow.get_config().set_property("x", 60.0)
-    layer.append_filter(shadow)
-    shadow.update()
+    add_filter(layer, "gegl:dropshadow", x=60.0).update()
     (new,) = restored(image, [outer])
     equal(offsets(new), offsets(plain), "offsets")
     equal(len(layer.get_filters()), 1, "filters left on the source")

@@ -139,6 +139,32 @@ def photo(name="face", precision=P.U8_NON_LINEAR, base=RGB, profile=None, alpha=
     return image, new_layer(image, width, height, data, alpha)
 
 
+def new_group(image, name="group", parent=None):
+    group = Gimp.GroupLayer.new(image, name)
+    image.insert_layer(group, parent, 0)
+    return group
+
+
+def grouped(inverted=False):
+    """An image, its one group, and the layer in it that holds the face; or its negative."""
+    width, height, data = picture("face")
+    image = new_image(width, height)
+    group = new_group(image)
+    data = bytes(255 - value for value in data) if inverted else data
+    layer = new_layer(image, width, height, data)
+    image.reorder_item(layer, group, 0)
+    return image, group, layer
+
+
+def add_filter(drawable, name, **values):
+    """A non-destructive filter, above the drawable's others."""
+    effect = Gimp.DrawableFilter.new(drawable, name, name)
+    for key, value in values.items():
+        effect.get_config().set_property(key, value)
+    drawable.append_filter(effect)
+    return effect
+
+
 # -- running ------------------------------------------------------------------------------------
 
 
@@ -227,6 +253,27 @@ def offsets(item):
 
 def parasite(layer):
     return json.loads(bytes(layer.get_parasite("face-restore").get_data()))
+
+
+def looks_like_the_face(new):
+    """The new layer's middle is about as bright as the picture there; its negative is not."""
+    width, _height, data = picture("face")
+    x, y = offsets(new)
+    cx, cy = new.get_width() // 2, new.get_height() // 2
+    got = get(new, cx, cy, 1, 1, "R'G'B' u8")
+    at = 3 * ((y + cy) * width + x + cx)
+    far = max(abs(a - b) for a, b in zip(got, data[at : at + 3], strict=True))
+    true(far < 60, f"the middle of the face is {list(got)}, {far} away from the picture's")
+
+
+def alpha_is_the_mask_of(baked, masked):
+    """One layer's alpha is what the other has as a mask, to 1/255."""
+    true(baked.get_mask() is None, "there is a mask")
+    soft = floats(whole(masked.get_mask(), "Y float"))
+    alpha = floats(whole(baked, "A float"))
+    equal(len(alpha), len(soft), "size")
+    worst = max(abs(a - b) for a, b in zip(alpha, soft, strict=True))
+    true(worst < 1 / 255, f"alpha differs from the mask by {worst}")
 
 
 # -- the worker ---------------------------------------------------------------------------------
