@@ -78,7 +78,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def _seconds(value: str) -> float:
     seconds = positive(value)
     if not 0 < seconds < 86400:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a time from 0 to 86400 seconds")
+        raise argparse.ArgumentTypeError(
+            f"{value!r} is not a time of more than 0 and less than 86400 seconds"
+        )
     return seconds
 
 

@@ -216,14 +216,6 @@ def environment() -> dict[str, str]:
     return env
 
 
-def _packages() -> list[object]:
-    import face_restore_shared
-
-    import face_restore_worker
-
-    return [face_restore_worker, face_restore_shared]
-
-
 def _command() -> list[str]:
     # -P: a file torch.py in the home folder must not be taken for torch.
     return [sys.executable, "-P", "-m", "face_restore_worker.server"]
