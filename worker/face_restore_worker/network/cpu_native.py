@@ -22,15 +22,20 @@ from face_restore_worker.network.cpu_levels import (
     Modulation,
     image_bias,
 )
+from face_restore_worker.network.cpu_native_weights import (
+    POINTS,
+    paired,
+    panels,
+    phase_weights,
+    winograd_int16,
+)
 from face_restore_worker.network.cpu_strips import Rows, StripPool, bands, cut, strip_rows
 from face_restore_worker.network.cpu_winograd import Winograd
 from face_restore_worker.network.gpen import StyledConv
 from face_restore_worker.network.native.library import Library
 from face_restore_worker.network.primitives import SQRT2
 
-POINTS = 36  # of F(4x4, 3x3), and matrices of the up-convolution
 PHASE_PLANES = 81  # products of an up-convolution's tile
-_A, _B = 3 / 8, 5 / 4  # the up-convolution's points are +-_A, +-_B and infinity
 TILE_ROW = 8  # rows of the result by a row of the up-convolution's tiles
 _LEAD = 2  # the first of them lies so many rows above the tiles
 _KEPT = 3  # rows of the transposed convolution that the next tile row needs
@@ -48,49 +53,6 @@ def block_tiles(inputs: int) -> int:
     Many where the weights are large and come from far, few where what is transformed should stay.
     """
     return 32 if inputs < 512 else 72
-
-
-def tap_transform() -> Tensor:
-    """G of F(4, 2), fp64 (5, 2): the points (1, p) / product of (p - q) over the other finite q."""
-    rows = []
-    for point, other in ((_A, _B), (_B, _A)):
-        norm = 2 * point * (point**2 - other**2)
-        rows += [[1 / norm, point / norm], [-1 / norm, point / norm]]
-    return torch.tensor([*rows, [0.0, 1.0]], dtype=torch.float64)
-
-
-def phase_weights(weight: Tensor) -> Tensor:
-    """Transform an up-convolution's (O, I, 3, 3) to fp32 (36, I, O), computed in fp64.
-
-    Along rows and columns alike, even positions of the transposed convolution take the taps 2 and
-    0, by F(4, 2); odd ones tap 1. In order: both even, even rows only, even columns only, neither.
-    """
-    two = tap_transform()
-    even = torch.stack((two[:, 1], torch.zeros(5), two[:, 0]), dim=1)
-    odd = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
-    taps = [torch.kron(a, b) for a, b in ((even, even), (even, odd), (odd, even), (odd, odd))]
-    both = torch.cat(taps).t().contiguous()
-    result = torch.empty(POINTS, weight.shape[1], weight.shape[0])
-    for first in range(
-        0, len(weight), 32
-    ):  # in fp64 all at once would take eight times the weights
-        some = weight[first : first + 32].flatten(2).double() @ both
-        result[:, :, first : first + 32] = some.permute(2, 1, 0)
-    return result
-
-
-def panels(weight: Tensor) -> Tensor:
-    """Bring (matrices, I, O) into panels of 32 outputs (one of 16), (matrices, panels, I, 32)."""
-    count, inputs, outputs = weight.shape
-    width = min(outputs, 32)
-    return weight.view(count, inputs, -1, width).transpose(1, 2).contiguous()
-
-
-def paired(weight: Tensor) -> Tensor:
-    """Bring panels, (matrices, panels, I, w), into pairs of bf16 along I, each seen as one fp32."""
-    count, number, inputs, width = weight.shape
-    pairs = weight.to(torch.bfloat16).view(count, number, inputs // 2, 2, width)
-    return pairs.transpose(3, 4).contiguous().view(torch.float32).squeeze(-1)
 
 
 class Part:
@@ -117,7 +79,11 @@ class NativeLevel:
         self.up_weight = panels(phase_weights(up.conv.weight[0]))
         if dtype == torch.bfloat16:
             self.up_weight = paired(self.up_weight)
-        self.weight = panels(Winograd(conv.conv.weight[0]).weight)
+        self.unit: Tensor | None = None
+        if dtype == torch.bfloat16:
+            self.weight, self.unit = winograd_int16(conv.conv.weight[0])
+        else:
+            self.weight = panels(Winograd(conv.conv.weight[0]).weight)
 
     def styled(self, style: Tensor) -> StyledNative:
         """The level's convolutions for one face."""
@@ -239,7 +205,8 @@ class _Band:
         before, after = layer.parts
         layer.kernels.call(
             "winograd", layer.dtype, image=self.blurred[:, :, _LEAD - above :], encoder=feature,
-            out=image, weight=layer.weight, style=level.style, shift=before.shift,
+            out=image, weight=layer.weight, unit=layer.unit, style=level.style,
+            shift=before.shift,
             scale=level.scale, bias=layer.biases[1], scratch=self.scratch, image_pixel=channels,
             encoder_pixel=_pixel(feature), out_pixel=_pixel(image), image_channels=channels,
             encoder_channels=channels, outputs=channels, rows_in=around.stop - around.start,

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from face_restore_worker.network.cpu_levels import Feature
 from face_restore_worker.network.cpu_memory import Planes
-from face_restore_worker.network.cpu_native import panels, tap_transform
+from face_restore_worker.network.cpu_native_weights import down_fp32, down_int16
 from face_restore_worker.network.cpu_strips import Rows, StripPool, cut, strip_rows
 from face_restore_worker.network.native.library import Library
 
 _POINTS = 25
-_BLOCK = 32  # tiles that go through transforms and products together
+# Tiles that go through transforms and products together: many where the weights come from far.
+_BLOCK, _LARGE_BLOCK = 32, 64
 _TILE = 4
-# It computes in fp32: with more inputs oneDNN's bf16 is as fast.
-MOST_INPUTS = {torch.float32: 128, torch.bfloat16: 32}
+MOST_INPUTS = {torch.float32: 256, torch.bfloat16: 256}
 
 
 def usable(weight: Tensor, dtype: torch.dtype) -> bool:
@@ -25,6 +25,32 @@ def usable(weight: Tensor, dtype: torch.dtype) -> bool:
     outputs, inputs = weight.shape[:2]
     fits = inputs % 16 == 0 and (outputs == 16 or outputs % 32 == 0)
     return fits and inputs <= MOST_INPUTS[dtype]
+
+
+class NativeFirst:
+    """The encoder's first feature: 1x1 convolution of the picture, bias and leaky ReLU.
+
+    Args:
+        weight: fp32 (O, 3, 1, 1), what the activation multiplies by in it; O a multiple of 16.
+        bias: fp32 (O,), likewise.
+        dtype: of the feature, torch.float32 or torch.bfloat16.
+    """
+
+    def __init__(self, kernels: Library, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+        self.kernels, self.bias, self.dtype = kernels, bias.contiguous(), dtype
+        self.weight = weight.flatten(1).t().contiguous()
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        """Map fp32 (1, 3, rows, S), each colour contiguous, to channels_last (1, O, rows, S)."""
+        outputs = len(self.bias)
+        rows, columns = picture.shape[2:]
+        shape = (1, outputs, rows, columns)
+        out = torch.empty(shape, dtype=self.dtype, memory_format=torch.channels_last)
+        self.kernels.call(
+            "first", self.dtype, picture=picture, out=out, weight=self.weight, bias=self.bias,
+            plane=picture.stride(1), outputs=outputs, rows=rows, columns=columns,
+        )  # fmt: skip
+        return out
 
 
 class NativeDown:
@@ -39,7 +65,12 @@ class NativeDown:
     def __init__(self, kernels: Library, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         self.kernels, self.bias, self.dtype = kernels, bias, dtype
         self.outputs, self.inputs = weight.shape[:2]
-        self.weight = _transformed(weight)
+        self.block = _BLOCK if self.inputs < 256 else _LARGE_BLOCK
+        self.unit: Tensor | None = None
+        if dtype == torch.bfloat16:
+            self.weight, self.unit = down_int16(weight)
+        else:
+            self.weight = down_fp32(weight)
 
     def run(self, pool: StripPool, above: Feature, out: Tensor, memory: Planes) -> None:
         """Write the whole plane (1, O, S, S), channels_last, S a multiple of 8, in strips.
@@ -47,7 +78,7 @@ class NativeDown:
         above: rows of the plane of twice the side, (1, I, rows, 2 S).
         """
         size = out.shape[2]
-        count = _POINTS * (_BLOCK * (4 * self.inputs + self.outputs) + 32)
+        count = _POINTS * (self.block * (4 * self.inputs + self.outputs) + 32)
         free: SimpleQueue[Tensor] = SimpleQueue()
         for thread in range(pool.threads):
             free.put(memory.take(f"strip {thread} fp32", [(1, 1, count)], torch.float32)[0])
@@ -66,29 +97,8 @@ class NativeDown:
     def _rows(self, source: Tensor, first: int, rows: Rows, out: Tensor, scratch: Tensor) -> None:
         """Write `rows` of the result to `out`; source has rows `first` on of the plane above."""
         self.kernels.call(
-            "downsample", self.dtype, source=source, out=out, weight=self.weight, bias=self.bias,
-            scratch=scratch, pixel=source.stride(3), inputs=self.inputs, outputs=self.outputs,
-            first=first, rows=source.shape[2], columns=source.shape[3], to=rows.stop // _TILE,
-            block=_BLOCK, **{"from": rows.start // _TILE},
+            "downsample", self.dtype, source=source, out=out, weight=self.weight, unit=self.unit,
+            bias=self.bias, scratch=scratch, pixel=source.stride(3), inputs=self.inputs,
+            outputs=self.outputs, first=first, rows=source.shape[2], columns=source.shape[3],
+            to=rows.stop // _TILE, block=self.block, **{"from": rows.start // _TILE},
         )  # fmt: skip
-
-
-def _transformed(weight: Tensor) -> Tensor:
-    """The 25 matrices of (O, I, 3, 3), one behind the other, fp32, computed in fp64."""
-    both = tap_transform()  # rows: points; the taps they are for are put in their places below
-    even = torch.stack((both[:, 0], torch.zeros(5), both[:, 1]), dim=1)
-    odd = torch.stack((torch.zeros(4), both[:4, 0], torch.zeros(4)), dim=1)
-    taps = weight.flatten(2).double() / 64  # the blur's weights are 64ths
-    matrices = []
-    for row in range(5):
-        for column in range(5):
-            phases = [(even[row], even[column])]
-            if column < 4:
-                phases.append((even[row], odd[column]))
-            if row < 4:
-                phases.append((odd[row], even[column]))
-            if row < 4 and column < 4:
-                phases.append((odd[row], odd[column]))
-            parts = [(taps @ torch.kron(a, b)).t() for a, b in phases]
-            matrices.append(panels(torch.cat(parts).float()[None]).flatten())
-    return torch.cat(matrices)

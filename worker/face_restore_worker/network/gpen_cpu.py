@@ -38,7 +38,7 @@ from face_restore_worker.network.cpu_levels import (
 )
 from face_restore_worker.network.cpu_memory import Planes, give_back, huge_pages, keep_freed
 from face_restore_worker.network.cpu_native import NativeLevel
-from face_restore_worker.network.cpu_native_encoder import NativeDown
+from face_restore_worker.network.cpu_native_encoder import NativeDown, NativeFirst
 from face_restore_worker.network.cpu_ops import Conv, PatchConv, channels_last, pad_rows
 from face_restore_worker.network.cpu_strips import Rows, StripPool, cut, strip_rows
 from face_restore_worker.network.gpen import Gpen
@@ -112,16 +112,20 @@ class GpenCpu:
             return None
         return cpu_kernels.kernels(self.dtype)
 
-    def _encoder_conv(self, index: int) -> Conv | PatchConv | NativeDown:
+    def _encoder_conv(self, index: int) -> Conv | PatchConv | NativeFirst | NativeDown:
         conv, activation = list(self.network.get_submodule(f"ecd{index}.0").children())[-2:]
         assert isinstance(conv, EqualConv2d) and isinstance(activation, BiasedLeaky)
         weight, bias = conv.weight * (conv.scale * SQRT2), activation.bias * SQRT2
-        if index > 0 and self._side(index) <= COARSE and self.dtype == torch.float32:
-            return PatchConv(weight, bias)
-        if index > 0 and self._side(index) > COARSE:
+        if index == 0 and weight.shape[0] % 16 == 0:
+            kernels = cpu_kernels.kernels(self.dtype)
+            if kernels is not None:
+                return NativeFirst(kernels, weight, bias, self.dtype)
+        if index > 0 and self._side(index) > COARSE_NATIVE:
             kernels = cpu_kernels.kernels(self.dtype)
             if kernels is not None and cpu_native_encoder.usable(weight, self.dtype):
                 return NativeDown(kernels, weight, bias, self.dtype)
+        if index > 0 and self._side(index) <= COARSE and self.dtype == torch.float32:
+            return PatchConv(weight, bias)
         side = 2 * self._side(index) + 1
         like = [1, weight.shape[1], min(side, 33), side] if index else None
         return Conv(weight, bias, self.dtype, stride=conv.stride, leaky=True, like=like)
@@ -159,7 +163,9 @@ class GpenCpu:
             return {}
         channels = dict(zip(self.sides, self.channels, strict=True))
         features = {
-            f"feature {side}": (channels[side], side, side) for side in sides if side > COARSE
+            f"feature {side}": (channels[side], side, side)
+            for side in sides
+            if side > min(COARSE, COARSE_NATIVE)
         }
         outputs = {f"image {side}": (2 * channels[side], side, side) for side in sides}
         largest = outputs.popitem()
@@ -206,9 +212,11 @@ class _Face:
 
     def _finest(self, rows: Rows) -> Tensor:
         """The encoder's first feature, of some rows, from the picture."""
-        conv = self.owner.encoder[0]
+        conv, picture = self.owner.encoder[0], self.x[:, :, rows.slice]
+        if isinstance(conv, NativeFirst):
+            return conv(picture)
         assert isinstance(conv, Conv)  # a 1x1 convolution
-        return conv(channels_last(self.x[:, :, rows.slice], self.owner.dtype))
+        return conv(channels_last(picture, self.owner.dtype))
 
     # --- encoder -----------------------------------------------------------------------
 
@@ -231,6 +239,7 @@ class _Face:
             out = self.planes[f"feature {size}"]
             conv.run(self.pool, above, out, owner.planes)
             return out
+        assert not isinstance(conv, NativeFirst)  # is of no level
         plain: Conv | PatchConv = conv
 
         def encode(rows: Rows) -> Tensor:

@@ -23,7 +23,7 @@ LIBRARY = FOLDER / ("kernels.dll" if sys.platform == "win32" else "kernels.so")
 COMPILERS = ("cc", "gcc", "clang")
 PLAIN = "library.c"  # asks the processor what it has, so it must run on any
 _FLAGS = ["-std=c11", "-O3", "-fPIC", "-fno-math-errno"]
-_AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"]
+_AVX512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "bf16", "vnni")] + ["-mfma"]
 _SECONDS = 300
 
 

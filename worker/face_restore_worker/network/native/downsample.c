@@ -13,6 +13,7 @@
 #define SIDE (2 * TILE + 1)     /* rows of the blurred plane that a tile takes */
 #define WIDE (2 * TILE * GROUP + 1)
 #define PLANES 25
+#define ROW_SUM 3.5234375f /* (1 + A) (1 + B2): of B^T's rows, the largest sum of absolute values */
 
 /* Blurred rows of `tiles` tiles from tile (row, column) on, sixteen channels, 64 times too large. */
 INLINE void blur(const struct downsample *d, int row, int column, int tiles, int channel,
@@ -42,10 +43,8 @@ INLINE void blur(const struct downsample *d, int row, int column, int tiles, int
     }
 }
 
-/* Transform a tile, sixteen channels: points to `v` with the phases' channels behind each other. */
-INLINE void transform(__m512 blurred[SIDE][WIDE], int column, float *v, ptrdiff_t plane,
-                      ptrdiff_t phase) {
-    __m512 even[5][SIDE], odd[4][SIDE];
+/* Transform a tile's columns, sixteen channels: even and odd blurred rows to lines of their own. */
+INLINE void columns(__m512 blurred[SIDE][WIDE], int column, __m512 even[5][SIDE], __m512 odd[4][SIDE]) {
     for (int j = 0; j < SIDE; j++) {
         __m512 d[5], t[5];
 #pragma GCC unroll 5
@@ -63,18 +62,30 @@ INLINE void transform(__m512 blurred[SIDE][WIDE], int column, float *v, ptrdiff_
         for (int k = 0; k < 4; k++)
             odd[k][j] = t[k];
     }
-    for (int k = 0; k < SIDE; k++) {
-        const __m512 *line = k < 5 ? even[k] : odd[k - 5];
-        __m512 d[5], t[5], f[4];
-        float *here = v + (k < 5 ? k : k - 5) * 5 * plane;
+}
+
+/* Transform a line: its even columns to t, its odd ones to f. */
+INLINE void across(const __m512 line[SIDE], __m512 t[5], __m512 f[4]) {
+    __m512 d[5];
 #pragma GCC unroll 5
-        for (int j = 0; j < 5; j++)
-            d[j] = line[2 * j];
-        into(d, t);
+    for (int j = 0; j < 5; j++)
+        d[j] = line[2 * j];
+    into(d, t);
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++)
-            d[j] = line[2 * j + 1];
-        into_finite(d, f);
+    for (int j = 0; j < 4; j++)
+        d[j] = line[2 * j + 1];
+    into_finite(d, f);
+}
+
+/* Transform a tile, sixteen channels: points to `v` with the phases' channels behind each other. */
+INLINE void transform(__m512 blurred[SIDE][WIDE], int column, float *v, ptrdiff_t plane,
+                      ptrdiff_t phase) {
+    __m512 even[5][SIDE], odd[4][SIDE];
+    columns(blurred, column, even, odd);
+    for (int k = 0; k < SIDE; k++) {
+        __m512 t[5], f[4];
+        float *here = v + (k < 5 ? k : k - 5) * 5 * plane;
+        across(k < 5 ? even[k] : odd[k - 5], t, f);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
             _mm512_storeu_ps(here + j * plane + (k < 5 ? 0 : 2) * phase, t[j]);
@@ -84,8 +95,49 @@ INLINE void transform(__m512 blurred[SIDE][WIDE], int column, float *v, ptrdiff_
     }
 }
 
+/* Transform `tiles` tiles, the sixteen channels of a group, to int16: a row of points is scaled by what
+ * it is at most. In a point's plane a group has its phases' channels, those of two phases by four in
+ * turn, behind the group before. */
+INLINE void transform_int16(__m512 blurred[SIDE][WIDE], int tiles, int group, int16_t *v,
+                            ptrdiff_t plane, ptrdiff_t tile, float factor[5]) {
+    __m512 even[GROUP][5][SIDE], odd[GROUP][4][SIDE], scale[5];
+    for (int t = 0; t < tiles; t++)
+        columns(blurred, 2 * TILE * t, even[t], odd[t]);
+    for (int k = 0; k < 5; k++) {
+        __m512 most = _mm512_setzero_ps();
+        for (int t = 0; t < tiles; t++)
+            for (int j = 0; j < SIDE; j++) {
+                most = larger(most, even[t][k][j]);
+                if (k < 4)
+                    most = larger(most, odd[t][k][j]);
+            }
+        scale[k] = int_scale(_mm512_reduce_max_ps(most) * ROW_SUM, factor + k);
+    }
+    for (int t = 0; t < tiles; t++)
+        for (int k = 0; k < 5; k++) {
+            int16_t *here = v + t * tile + 5 * k * plane;
+            int phases = k < 4 ? 2 : 1; /* of rows */
+            __m512 line[SIDE], a[2][5], b[2][4];
+            for (int r = 0; r < phases; r++) {
+#pragma GCC unroll 9
+                for (int j = 0; j < SIDE; j++)
+                    line[j] = _mm512_mul_ps(r ? odd[t][k][j] : even[t][k][j], scale[k]);
+                across(line, a[r], b[r]);
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++)
+                    _mm512_storeu_si512(here + j * plane + 2 * LANES * (phases * group + r),
+                                        pack(a[r][j], b[r][j]));
+            }
+            here += 4 * plane + LANES * phases * group;
+            if (k < 4)
+                _mm512_storeu_si512(here, pack(a[0][4], a[1][4]));
+            else
+                _mm256_storeu_si256((void *)here, _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a[0][4])));
+        }
+}
+
 INLINE void input(const struct downsample *d, int row, int column, int tiles, float *v,
-                  ptrdiff_t plane, const int bf16) {
+                  ptrdiff_t plane, float *factors, const int bf16) {
     int top = 2 * TILE * row - 2 - d->first, left = 2 * TILE * column - 2;
     int inside = top >= 0 && top + SIDE + 3 <= d->rows && left >= 0 &&
                  left + 2 * TILE * tiles + 4 <= d->columns;
@@ -95,9 +147,13 @@ INLINE void input(const struct downsample *d, int row, int column, int tiles, fl
             blur(d, row, column, tiles, c, blurred, 0, bf16);
         else
             blur(d, row, column, tiles, c, blurred, 1, bf16);
-        for (int t = 0; t < tiles; t++)
-            transform(blurred, 2 * TILE * t, v + (ptrdiff_t)t * 4 * d->inputs + c, plane,
-                      d->inputs);
+        if (bf16)
+            transform_int16(blurred, tiles, c / LANES, (int16_t *)v, plane, 4 * d->inputs,
+                            factors + c / LANES * 5);
+        else
+            for (int t = 0; t < tiles; t++)
+                transform(blurred, 2 * TILE * t, v + (ptrdiff_t)t * 4 * d->inputs + c, plane,
+                          d->inputs);
     }
 }
 
@@ -127,26 +183,47 @@ INLINE void output(const struct downsample *d, int row, int column, const float 
     }
 }
 
+/* The matrix product of point p for `tiles` tiles; `weight` is moved on to the next point's. */
+INLINE void point(const struct downsample *d, int p, const float *v, const float *factors, float *m,
+                  int tiles, const char **weight, const int bf16) {
+    int phases = (p / 5 < 4 ? 2 : 1) * (p % 5 < 4 ? 2 : 1), depth = d->inputs * phases;
+    int groups = d->inputs / LANES;
+    if (bf16)
+        int_product((const int32_t *)v, 2 * d->inputs, (const int32_t *)*weight, m, d->outputs, tiles,
+                    LANES / 2 * phases, groups, d->outputs, factors + p / 5, 5 * groups, 5,
+                    d->unit + p * d->outputs, GROUP);
+    else
+        product(v, 4 * d->inputs, (const float *)*weight, m, d->outputs, tiles, depth, d->outputs, 0);
+    *weight += (ptrdiff_t)depth * d->outputs * (bf16 ? 2 : 4);
+}
+
 INLINE void shrink(const struct downsample *d, const int bf16) {
     int across = d->columns / 2 / TILE, block = d->block;
-    ptrdiff_t v_plane = (ptrdiff_t)block * 4 * d->inputs + LANES;
+    /* A line of tiles takes whole groups of slots, as the factors are a group's. */
+    int columns = smaller((across + GROUP - 1) / GROUP * GROUP, block), rows = block / columns;
+    ptrdiff_t v_plane = (ptrdiff_t)block * 4 * d->inputs + (bf16 ? 2 * LANES : LANES);
     ptrdiff_t m_plane = (ptrdiff_t)block * d->outputs + LANES;
-    float *v = d->scratch, *m = v + PLANES * v_plane;
-    for (int row = d->from; row < d->to; row++)
-        for (int x = 0; x < across; x += block) {
-            int wide = across - x < block ? across - x : block;
-            for (int t = 0; t < wide; t += GROUP)
-                input(d, row, x + t, wide - t < GROUP ? wide - t : GROUP,
-                      v + (ptrdiff_t)t * 4 * d->inputs, v_plane, bf16);
-            const float *weight = d->weight;
-            for (int p = 0; p < PLANES; p++) {
-                int depth = d->inputs * (p / 5 < 4 ? 2 : 1) * (p % 5 < 4 ? 2 : 1);
-                product(v + p * v_plane, 4 * d->inputs, weight, m + p * m_plane, d->outputs,
-                        (wide + 7) / 8 * 8, depth, d->outputs, 0);
-                weight += (ptrdiff_t)depth * d->outputs;
-            }
-            for (int t = 0; t < wide; t++)
-                output(d, row, x + t, m + (ptrdiff_t)t * d->outputs, m_plane, bf16);
+    float *v = d->scratch, *m = v + PLANES * v_plane / (bf16 ? 2 : 1);
+    float *factors = m + PLANES * m_plane;
+    for (int y = d->from; y < d->to; y += rows)
+        for (int x = 0; x < across; x += columns) {
+            int high = smaller(rows, d->to - y), wide = smaller(columns, across - x);
+            int slots = (wide + GROUP - 1) / GROUP * GROUP, tiles = (high * slots + 15) / 16 * 16;
+            for (int r = 0; r < high; r++)
+                for (int t = 0; t < wide; t += GROUP) {
+                    ptrdiff_t tile = r * slots + t, at = tile * 4 * d->inputs;
+                    input(d, y + r, x + t, smaller(GROUP, wide - t),
+                          bf16 ? (float *)((int16_t *)v + at) : v + at, v_plane,
+                          factors + tile / GROUP * 5 * (d->inputs / LANES), bf16);
+                }
+            const char *weight = d->weight;
+            for (int p = 0; p < PLANES; p++)
+                point(d, p, bf16 ? (float *)((int16_t *)v + p * v_plane) : v + p * v_plane, factors,
+                      m + p * m_plane, tiles, &weight, bf16);
+            for (int r = 0; r < high; r++)
+                for (int t = 0; t < wide; t++)
+                    output(d, y + r, x + t, m + (ptrdiff_t)(r * slots + t) * d->outputs, m_plane,
+                           bf16);
         }
 }
 

@@ -15,13 +15,26 @@
 struct winograd {
     const void *image, *encoder;
     void *out;
-    const float *weight; /* 36 points of panels of 32 outputs (one of 16): (inputs, 32) */
+    /* 36 points of panels of 32 outputs (one of 16): (inputs, 32), fp32; for bf16 planes pairs of int16,
+     * (inputs / 2, 32, 2), and what one of them is worth, (36, outputs): see winograd.c */
+    const void *weight;
+    const float *unit;
     const float *style, *shift, *scale, *bias;
     float *scratch; /* 36 * (block * (inputs + outputs) + 32) values */
     ptrdiff_t image_pixel, encoder_pixel, out_pixel;
     int32_t image_channels, encoder_channels, outputs;
     int32_t rows_in, rows_out, columns, top, block;
     float gain;
+};
+
+/* leaky(weight picture + bias) for each pixel: `rows` rows of three fp32 planes, `plane` values apart, to
+ * channels_last pixels behind each other. Outputs are a multiple of 16. */
+struct first {
+    const float *picture;
+    void *out;
+    const float *weight, *bias; /* (3, outputs), (outputs) */
+    ptrdiff_t plane;
+    int32_t outputs, rows, columns;
 };
 
 /* leaky(conv3x3(blur(source), stride 2) + bias), blur by [1, 3, 3, 1] both ways, not divided by 64:
@@ -35,12 +48,15 @@ struct downsample {
     const void *source;
     void *out;
     /* 5 x 5 matrices in panels, (inputs times phases, 32): both rows and columns even; where the
-     * column's point is finite, columns odd; where the row's is, rows odd; where both are, both. */
-    const float *weight;
+     * column's point is finite, columns odd; where the row's is, rows odd; where both are, both.
+     * For bf16 planes pairs of int16, phases by sixteen inputs, as downsample.c has them, and what one
+     * of them is worth, (25, outputs) */
+    const void *weight;
+    const float *unit;
     const float *bias;
     float *scratch; /* 25 * (block * (4 inputs + outputs) + 32) values */
     ptrdiff_t pixel;
-    int32_t inputs, outputs, first, rows, columns, from, to, block; /* block: multiple of 8 */
+    int32_t inputs, outputs, first, rows, columns, from, to, block; /* block: multiple of 16 */
 };
 
 /* part = leaky(gain * encoder + shift), written where `part` is not null;
@@ -87,6 +103,9 @@ struct upsample {
 
 uint64_t version(void);  /* of the sources it was made from: build.py's `source_version` */
 int32_t features(void); /* 1: the processor has what fp32 needs; 2: and what bf16 needs */
+
+void first_fp32(const struct first *f);
+void first_bf16(const struct first *f);
 
 void winograd_fp32(const struct winograd *w);
 void winograd_bf16(const struct winograd *w);

@@ -16,9 +16,10 @@ int32_t features(void) {
         !__builtin_cpu_supports("fma"))
         return 0;
     /* Where there are AMX's matrix instructions for bf16, oneDNN uses them and these kernels would
-     * not: leaf 7, EDX bit 22; AVX512_BF16 is bit 5 of EAX in its first subleaf. */
-    unsigned a = 0, b = 0, c = 0, d = 0, e = 0;
-    if (!__get_cpuid_count(7, 0, &e, &b, &c, &d) || !__get_cpuid_count(7, 1, &a, &b, &c, &e))
+     * not: leaf 7, EDX bit 22; AVX512_BF16 is bit 5 of EAX in its first subleaf,
+     * AVX512_VNNI bit 11 of ECX in its zeroth. */
+    unsigned a = 0, b = 0, c = 0, d = 0, e = 0, f = 0;
+    if (!__get_cpuid_count(7, 0, &e, &b, &c, &d) || !__get_cpuid_count(7, 1, &a, &b, &e, &f))
         return 1;
-    return (a >> 5 & 1) && !(d >> 22 & 1) ? 3 : 1;
+    return (a >> 5 & 1) && (c >> 11 & 1) && !(d >> 22 & 1) ? 3 : 1;
 }

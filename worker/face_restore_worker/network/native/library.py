@@ -35,9 +35,10 @@ def _structure(name: str, pointers: str, sizes: str, integers: str, reals: str) 
 
 #: As in kernels.h.
 ARGUMENTS = {
+    "first": _structure("First", "picture out weight bias", "plane", "outputs rows columns", ""),
     "winograd": _structure(
         "Winograd",
-        "image encoder out weight style shift scale bias scratch",
+        "image encoder out weight unit style shift scale bias scratch",
         "image_pixel encoder_pixel out_pixel",
         "image_channels encoder_channels outputs rows_in rows_out columns top block",
         "gain",
@@ -51,7 +52,7 @@ ARGUMENTS = {
     ),
     "downsample": _structure(
         "Downsample",
-        "source out weight bias scratch",
+        "source out weight unit bias scratch",
         "pixel",
         "inputs outputs first rows columns from to block",
         "",

@@ -12,6 +12,8 @@
 #define INLINE static inline __attribute__((always_inline))
 #define LANES 16
 
+INLINE int smaller(int a, int b) { return a < b ? a : b; }
+
 /* Element `at` of a line of fp32 or bf16 values. */
 INLINE const void *element(const void *line, ptrdiff_t at, int bf16) {
     return (const char *)line + at * (bf16 ? 2 : 4);
@@ -98,6 +100,103 @@ INLINE void product(const float *a, ptrdiff_t a_row, const float *b, float *c, p
     for (int n = 0; n < columns; n += 2 * LANES, b += (ptrdiff_t)2 * LANES * depth)
         for (int r = 0; r < rows; r += 8)
             small_product(a + r * a_row, a_row, b, c + r * c_row + n, c_row, depth, 8, 2, pairs);
+}
+
+/* Sums of products of int16 pairs, as small_product, brought to fp32: c = factor[rows] * unit * sums,
+ * or c += that where `more`. A factor is for `each` rows. */
+INLINE void small_int_product(const int32_t *a, ptrdiff_t a_row, const int32_t *b, float *c,
+                              ptrdiff_t c_row, int depth, const float *factor, ptrdiff_t factor_step,
+                              const float *unit, const int each, const int rows, const int vectors,
+                              const int more) {
+    __m512i sum[16][2];
+    const int32_t *four[4];
+    ptrdiff_t third = 3 * a_row;
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++)
+            sum[r][v] = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int r = 0; r < rows / 4; r++)
+        four[r] = a + 4 * r * a_row;
+#pragma GCC unroll 2
+    for (int k = 0; k < depth; k++, b += vectors * LANES) {
+        __m512i line[2];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++)
+            line[v] = _mm512_loadu_si512(b + v * LANES);
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            const int32_t *at = four[r / 4];
+            __m512i x = _mm512_set1_epi32(r % 4 == 0   ? at[0]
+                                          : r % 4 == 1 ? at[a_row]
+                                          : r % 4 == 2 ? at[2 * a_row]
+                                                       : at[third]);
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; v++)
+                sum[r][v] = _mm512_dpwssd_epi32(sum[r][v], x, line[v]);
+            if (r % 4 == 3)
+                four[r / 4]++;
+        }
+    }
+    __m512 scale[2];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) {
+            float *at = c + r * c_row + v * LANES;
+            if (r % each == 0)
+                scale[v] = _mm512_mul_ps(_mm512_set1_ps(factor[r / each * factor_step]),
+                                         _mm512_loadu_ps(unit + v * LANES));
+            __m512 x = _mm512_cvtepi32_ps(sum[r][v]);
+            _mm512_storeu_ps(at, more ? _mm512_fmadd_ps(x, scale[v], _mm512_loadu_ps(at))
+                                      : _mm512_mul_ps(x, scale[v]));
+        }
+}
+
+/* c = a b for whole matrices of int16 pairs. a has `depths` runs of `depth` pairs, each with factors of
+ * its own, `run_step` apart, and those of every `each` rows `factor_step` apart; `unit` is for the columns
+ * of b, which lies in panels of 32 columns (or one of 16). `rows` is a multiple of 16. */
+INLINE void int_product(const int32_t *a, ptrdiff_t a_row, const int32_t *b, float *c, ptrdiff_t c_row,
+                        int rows, int depth, int depths, int columns, const float *factor,
+                        ptrdiff_t factor_step, ptrdiff_t run_step, const float *unit, const int each) {
+    const int wide = columns < 2 * LANES ? LANES : 2 * LANES, high = wide == LANES ? 16 : 8;
+    for (int n = 0; n < columns; n += wide, b += (ptrdiff_t)depths * depth * wide)
+        for (int r = 0; r < rows; r += high)
+            for (int k = 0; k < depths; k++) {
+                const int32_t *here = a + r * a_row + (ptrdiff_t)k * depth;
+                const int32_t *weight = b + (ptrdiff_t)k * depth * wide;
+                const float *f = factor + r / each * factor_step + k * run_step;
+                float *to = c + r * c_row + n;
+                if (wide == LANES && k)
+                    small_int_product(here, a_row, weight, to, c_row, depth, f, factor_step,
+                                      unit + n, each, 16, 1, 1);
+                else if (wide == LANES)
+                    small_int_product(here, a_row, weight, to, c_row, depth, f, factor_step,
+                                      unit + n, each, 16, 1, 0);
+                else if (k)
+                    small_int_product(here, a_row, weight, to, c_row, depth, f, factor_step,
+                                      unit + n, each, 8, 2, 1);
+                else
+                    small_int_product(here, a_row, weight, to, c_row, depth, f, factor_step,
+                                      unit + n, each, 8, 2, 0);
+            }
+}
+
+#define INT16_LIMIT 16383.0f /* largest transformed value; the weights are bounded by it too */
+
+/* What brings values of at most `bound` to int16; *factor takes it back. */
+INLINE __m512 int_scale(float bound, float *factor) {
+    *factor = bound / INT16_LIMIT;
+    return _mm512_set1_ps(bound > 0 ? INT16_LIMIT / bound : 0);
+}
+
+/* The larger absolute values. */
+INLINE __m512 larger(__m512 a, __m512 b) { return _mm512_range_ps(a, b, 11); }
+
+/* 32 values as int16: by four of a and of b in turn. */
+INLINE __m512i pack(__m512 a, __m512 b) {
+    return _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
 }
 
 #endif
