@@ -43,9 +43,10 @@ exit statuses:
 {exits}
 
 environment:
-  FACE_RESTORE_HOME    folder for everything this program keeps
-  FACE_RESTORE_MODELS  folder for the models
-  FACE_RESTORE_THREADS  as --threads, for workers that GIMP or `restore` starts
+  FACE_RESTORE_HOME      folder for everything this program keeps
+  FACE_RESTORE_MODELS    folder for the models
+  FACE_RESTORE_THREADS   as --threads, for workers that GIMP or `restore` starts
+  FACE_RESTORE_NATIVE=0  compute without the compiled kernels (slower)
 """
 
 
