@@ -16,13 +16,13 @@ demodulation and the RGB sum are fp32 whatever the convolutions are in.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from face_restore_worker.network.cuda.context import exact
 from face_restore_worker.network.cuda.graph import capture
 from face_restore_worker.network.cuda.layers import Feature, Rgb, Styled, nhwc
 from face_restore_worker.network.cuda.operations import (
@@ -71,7 +71,7 @@ class GpenCuda:
         self.dtype, self.device = dtype, torch.device(device)
         self.architecture = network.architecture
         self.size = network.architecture.size
-        with torch.inference_mode(), self._context():
+        with torch.inference_mode(), exact(self.device):
             self._layers = Layers(network, dtype, self.device)
             self._picture = nhwc(
                 torch.zeros((1, 3, self.size, self.size), dtype=dtype, device=self.device)
@@ -95,7 +95,7 @@ class GpenCuda:
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
         """Restore each face of the batch by itself; fp32, not clamped, on this device."""
-        with self._context():
+        with exact(self.device):
             return torch.cat([self._one(face) for face in x.split(1)])
 
     @torch.inference_mode()
@@ -109,7 +109,7 @@ class GpenCuda:
             (S, S, 3) fp32 RGB in [0, 1], and whether the network's values were all finite, as a
             tensor of one bool: only then do the pixels mean anything.
         """
-        with self._context():
+        with exact(self.device):
             self.operations.normalise(pixels, self._picture)
             self._run()
             finite = torch.isfinite(self._result).all()
@@ -165,26 +165,6 @@ class GpenCuda:
         note = f"The fused kernels are not used on {self.device}: {reason}."
         log.warning("%s Plain PyTorch takes their place, which is slower.", note)
         self.operations = Operations(notes=(*self.operations.notes, note))
-
-    @contextlib.contextmanager
-    def _context(self) -> Iterator[None]:
-        """The device, and arithmetic that is the same every time: no timing of algorithms, no
-        TF32."""
-        if self.device.type != "cuda":
-            yield
-            return
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with (
-                torch.cuda.device(self.device),
-                torch.backends.cudnn.flags(
-                    enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-                ),
-            ):
-                yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
 
 
 class Layers:

@@ -10,6 +10,7 @@ second look at each face (see refine.py).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,20 +21,21 @@ import numpy as np
 from face_restore_shared.options import DetectOptions
 from numpy.typing import NDArray
 
-from face_restore_worker.errors import ImageError
 from face_restore_worker.models.store import BUILTIN_DIR
 from face_restore_worker.pipeline import pyramid, search
-from face_restore_worker.pipeline.device import choose_precision
-from face_restore_worker.pipeline.nms import suppress, suppress_nested
+from face_restore_worker.pipeline.device import choose_precision, free_caches, is_out_of_memory
 from face_restore_worker.pipeline.propose import PROPOSER_FILE, PROPOSER_THRESHOLD, Proposer
 from face_restore_worker.pipeline.pyramid import Picture, Rect, Scale
 from face_restore_worker.pipeline.refine import Crops, Looker, refine
 from face_restore_worker.pipeline.types import Face
 from face_restore_worker.pipeline.views import Candidates, Network, Scanner
+from face_restore_worker.pipeline.wanted import centred, chosen, distinct, near_wanted, wanted_rect
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+log = logging.getLogger(__name__)
 
 MIN_ON_COARSE = 16.0
 """Smaller ones (in pixels of a shrunk level) are the finer level's, which sees them better."""
@@ -52,6 +54,10 @@ TRUSTED = 0.8
 """Share of the usual threshold: asked for less certain faces, the proposer is not listened to."""
 MAX_FACES = 1000
 """Bounds the second look; no photograph shows more faces than this one by one."""
+SHEETS = {"mobile0.25": (1, 4), "resnet50": (1,)}
+"""Sheets that a GPU looks at together: one of the small network is too little work for it, several
+of the large one need too much memory."""
+NO_ROOM = "The GPU has too little free memory for the detector: it runs on the processor."
 
 
 @dataclass(frozen=True)
@@ -83,40 +89,73 @@ def load_detector(
     """The detector of a model file, with the settings that suit its weights.
 
     model_id: the catalogue's id; unknown ones are taken for one of facexlib's by their tensors.
-    Half precision on CUDA. Raises CheckpointError where the file is not that network.
+    Half precision on CUDA; where its memory does not suffice, the processor's detector with a note.
+    Raises CheckpointError where the file is not that network.
     """
     import torch
 
     from face_restore_worker.pipeline.facexlib_nets import load_retinaface
 
-    gpu = torch.device(device).type == "cuda"
     profile = PROFILES.get(model_id)
-    network = load_retinaface(
-        path,
-        variant=profile.variant if profile else None,
-        device=device,
-        precision="fp16" if gpu else "fp32",
-    )
+    variant = profile.variant if profile else None
+    kind = torch.device(device).type
+    network = load_retinaface(path, variant=variant, device="cpu" if kind == "cuda" else device)
     if profile is None:
         light = sum(p.numel() for p in network.parameters()) < 2_000_000
         profile = PROFILES["retinaface-mobile0.25" if light else "retinaface-resnet50"]
-    scanner = second = proposer = None
-    if torch.device(device).type == "cpu":
-        scanner, second = _scanners(network)
-        proposer = Proposer(BUILTIN_DIR / PROPOSER_FILE, PROPOSER_THRESHOLD)
+    settings: dict[str, Any] = {
+        "threshold_default": profile.threshold,
+        "name": name or model_id,
+        "reach": profile.reach,
+        "confirm": profile.confirm,
+        "refine_all": profile.refine_all,
+    }
+    if kind == "cuda":
+        return _on_gpu(network, str(device), profile, settings)
+    if kind == "cpu":
+        return _on_cpu(network, profile, settings)
+    return FaceDetector(network, device=device, budget=profile.budgets[0], **settings)
+
+
+def _on_cpu(network: nn.Module, profile: Profile, settings: dict[str, Any]) -> FaceDetector:
+    scanner, second = _scanners(network)
     return FaceDetector(
         network,
-        device=device,
         scanner=scanner,
         second=second,
-        proposer=proposer,
-        threshold_default=profile.threshold,
-        name=name or model_id,
-        reach=profile.reach,
-        confirm=profile.confirm,
-        refine_all=profile.refine_all,
-        budget=profile.budgets[gpu],
+        proposer=Proposer(BUILTIN_DIR / PROPOSER_FILE, PROPOSER_THRESHOLD),
+        budget=profile.budgets[0],
+        **settings,
     )
+
+
+def _on_gpu(
+    network: nn.Module, device: str, profile: Profile, settings: dict[str, Any]
+) -> FaceDetector:
+    from face_restore_worker.pipeline.gpu_detect import DeviceDetector
+
+    def usual() -> FaceDetector:
+        return _on_cpu(network, profile, settings)
+
+    try:
+        return DeviceDetector(
+            network,
+            device,
+            batches=SHEETS[profile.variant],
+            precision=choose_precision("auto", device),
+            proposer=(BUILTIN_DIR / PROPOSER_FILE, PROPOSER_THRESHOLD),
+            usual=usual,
+            budget=profile.budgets[1],
+            **settings,
+        )
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        log.warning("The detector does not fit on %s: %s", device, error)
+    free_caches(device)  # outside the handler, whose traceback keeps the tensors alive
+    detector = usual()
+    detector.notes.append(NO_ROOM)
+    return detector
 
 
 def _scanners(network: nn.Module) -> tuple[Scanner | None, Scanner | None]:
@@ -240,7 +279,7 @@ class FaceDetector:
         """
         options = options or DetectOptions()
         picture = Picture(image)
-        wanted = _wanted(picture, options.region, selection)
+        wanted = wanted_rect(picture, options.region, selection)
         if wanted is None:
             return []
         threshold = self.threshold_default if options.threshold is None else options.threshold
@@ -253,10 +292,10 @@ class FaceDetector:
             guided=threshold >= self.threshold_default * TRUSTED,
         )
         found, looker = self._first_look(task)
-        faces = _distinct(found)
-        faces = faces.take(_near(faces, wanted, selection).nonzero()[0][:MAX_FACES])
-        faces = _distinct(self._refined(looker, faces))
-        return _chosen(faces.take(_centred(faces, wanted, selection)), options)
+        faces = distinct(found)
+        faces = faces.take(near_wanted(faces, wanted, selection).nonzero()[0][:MAX_FACES])
+        faces = distinct(self._refined(looker, faces))
+        return chosen(faces.take(centred(faces, wanted, selection)), options)
 
     def _first_look(self, task: Task) -> tuple[Candidates, Looker]:
         """What all levels show, nothing suppressed between them, and what takes a second look."""
@@ -313,81 +352,3 @@ class FaceDetector:
         boxes, landmarks = faces.boxes.copy(), faces.landmarks.copy()
         boxes[again], landmarks[again] = looked.boxes, looked.landmarks
         return Candidates(boxes, landmarks, faces.scores, faces.scales)
-
-
-def _wanted(
-    picture: Picture, region: tuple[int, int, int, int] | None, selection: NDArray[Any] | None
-) -> Rect | None:
-    """The rectangle that centres may lie in, None where there is none."""
-    x0, y0, x1, y1 = 0, 0, picture.width, picture.height
-    if region is not None:
-        x, y, width, height = region
-        x0, y0, x1, y1 = max(x0, x), max(y0, y), min(x1, x + width), min(y1, y + height)
-    if selection is not None:
-        if selection.shape != (picture.height, picture.width):
-            raise ImageError(
-                f"The selection of {selection.shape} does not fit the picture of "
-                f"{(picture.height, picture.width)} (height, width).",
-                hint="Give a selection of the picture's own size.",
-                code="selection-form",
-            )
-        selected = _selected(selection)
-        columns, rows = np.flatnonzero(selected.any(axis=0)), np.flatnonzero(selected.any(axis=1))
-        if len(columns) == 0:
-            return None
-        x0, x1 = max(x0, int(columns[0])), min(x1, int(columns[-1]) + 1)
-        y0, y1 = max(y0, int(rows[0])), min(y1, int(rows[-1]) + 1)
-    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
-
-
-def _selected(selection: NDArray[Any]) -> NDArray[np.bool_]:
-    if selection.dtype == np.bool_:
-        return selection
-    if selection.dtype == np.uint8:
-        return selection >= 128
-    raise ImageError(f"A selection is uint8 or bool, not {selection.dtype}.", code="selection-form")
-
-
-def _distinct(found: Candidates) -> Candidates:
-    """One of those that are the same face, best score first."""
-    found = found.take(suppress(found.boxes, found.scores))
-    return found.take(suppress_nested(found.boxes, found.scores))
-
-
-def _near(found: Candidates, wanted: Rect, selection: NDArray[Any] | None) -> NDArray[np.bool_]:
-    """Whose centre lies in `wanted` and is selected, or may get there by the second look."""
-    centres = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
-    slack = 0.25 * found.sides[:, None]
-    first, last = centres - slack, centres + slack
-    near: NDArray[np.bool_] = np.all((last >= wanted[:2]) & (first <= wanted[2:]), axis=1)
-    if selection is not None:
-        first, last = np.floor(np.maximum(first, 0)).astype(int), np.floor(last).astype(int) + 1
-        for i in np.flatnonzero(near):
-            around = selection[first[i, 1] : last[i, 1], first[i, 0] : last[i, 0]]
-            near[i] = _selected(around).any()
-    return near
-
-
-def _centred(found: Candidates, wanted: Rect, selection: NDArray[Any] | None) -> NDArray[np.bool_]:
-    """Whose centre lies in `wanted` and is selected."""
-    pixels = np.floor((found.boxes[:, :2] + found.boxes[:, 2:]) / 2).astype(np.intp)
-    inside: NDArray[np.bool_] = np.all((pixels >= wanted[:2]) & (pixels < wanted[2:]), axis=1)
-    if selection is not None:
-        pixels = pixels[inside]
-        inside[inside] = _selected(selection[pixels[:, 1], pixels[:, 0]])
-    return inside
-
-
-def _chosen(found: Candidates, options: DetectOptions) -> list[Face]:
-    """The faces the options keep, best score first, in a face's own coordinates."""
-    heights = found.boxes[:, 3] - found.boxes[:, 1]
-    found = found.take(heights >= options.min_face)
-    found = found.take(np.argsort(-found.scores, kind="stable"))
-    if options.only_largest and len(found):
-        found = found.take(np.array([np.argmax(found.sides)]))
-    if options.max_faces:
-        found = found.take(np.arange(min(len(found), options.max_faces)))
-    return [
-        Face(box=box, score=float(score), landmarks=points - 0.5)
-        for box, score, points in zip(found.boxes, found.scores, found.landmarks, strict=True)
-    ]

@@ -37,16 +37,20 @@ class Bus:
         import torch
 
         wide = pixels.dtype == np.uint16  # torch computes little with it
-        pixels = np.ascontiguousarray(pixels)
-        if not pixels.flags.writeable:
-            pixels = pixels.copy()  # torch has no read-only tensors
-        host = torch.from_numpy(pixels.view(np.int16) if wide else pixels)
+        if wide:
+            pixels = pixels.view(np.int16)
+        # Torch has no read-only tensors, nor some strides: what it cannot take numpy copies.
+        easy = pixels.flags.c_contiguous and pixels.flags.writeable
         if not self._streams:
-            sent = host.to(self.device, copy=True)
+            sent = torch.from_numpy(pixels if easy else pixels.copy()).to(self.device, copy=easy)
         else:
             current = torch.cuda.current_stream(self.device)
-            pinned = torch.empty(host.shape, dtype=host.dtype, pin_memory=True)
-            pinned.copy_(host)
+            dtype = torch.from_numpy(np.empty(0, pixels.dtype)).dtype
+            pinned = torch.empty(pixels.shape, dtype=dtype, pin_memory=True)
+            if easy:
+                pinned.copy_(torch.from_numpy(pixels))  # on several cores
+            else:
+                np.copyto(pinned.numpy(), pixels)
             with torch.cuda.stream(self._up):
                 sent = pinned.to(self.device, non_blocking=True)
             current.wait_stream(self._up)

@@ -147,11 +147,12 @@ class Restorer:
         options: DetectOptions | None = None,
         selection: NDArray[Any] | None = None,
     ) -> list[str]:
-        """What the user should know of how ``detect`` searches such a picture; mostly nothing."""
+        """What the user should know of how ``detect`` searches such a picture, and how the last
+        search went; mostly nothing."""
         with self._lock:
             options = options or DetectOptions()
             finder = self._models.detector(options.detector)
-            return _search_notes(finder, checked_image(image), options, selection)
+            return [*_search_notes(finder, checked_image(image), options, selection), *finder.notes]
 
     def restore(
         self,
@@ -240,6 +241,7 @@ class Restorer:
         run.report("detecting", 0.0)
         with run.timed("detecting"), _watched(finder, run):
             found = finder.detect(picture, options, selection)
+        run.outcome.notes += finder.notes
         run.outcome.detector = finder.name
         run.done = _DETECTION_SHARE
         if not found:

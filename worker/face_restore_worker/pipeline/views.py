@@ -185,10 +185,10 @@ class Network:
                     )
                 )
         anchors = anchor_grid(_padded(height), _padded(width))
-        return [self._decoded(*parts, anchors) for parts in found]
+        return [decoded(*parts, anchors) for parts in found]
 
-    @classmethod
-    def _scanned(cls, scanner: Scanner, pieces: list[Pixels], threshold: float) -> list[Candidates]:
+    @staticmethod
+    def _scanned(scanner: Scanner, pieces: list[Pixels], threshold: float) -> list[Candidates]:
         import torch
 
         height, width = (_padded(length) for length in pieces[0].shape[:2])
@@ -203,18 +203,8 @@ class Network:
                 value.cpu().numpy().astype(np.float64)
                 for value in (passed.offsets, passed.points, passed.scores)
             )
-            found.append(cls._decoded(passed.index.cpu().numpy(), offsets, points, scores, anchors))
+            found.append(decoded(passed.index.cpu().numpy(), offsets, points, scores, anchors))
         return found
-
-    @staticmethod
-    def _decoded(
-        index: NDArray[np.intp], offsets: Floats, points: Floats, scores: Floats, anchors: Floats
-    ) -> Candidates:
-        boxes, landmarks = decode(offsets, points, anchors[index])
-        values = np.concatenate([boxes, landmarks.reshape(-1, 10)], axis=1)
-        fine: NDArray[np.bool_] = np.all(np.isfinite(values), axis=1)
-        candidates = Candidates(boxes, landmarks, scores, np.ones(len(scores)))
-        return candidates.take(fine)
 
     def _input(self, pieces: list[Pixels]) -> torch.Tensor:
         """(N, 3, H, W) BGR less the mean, zero-padded to multiples of STRIDE, channels last."""
@@ -228,6 +218,20 @@ class Network:
             bgr = torch.from_numpy(cv2.cvtColor(piece, cv2.COLOR_RGB2BGR))
             slot[:height, :width] = bgr.to(self.device).float() - self._mean
         return batch.to(self.dtype).permute(0, 3, 1, 2)
+
+
+def decoded(
+    index: NDArray[np.intp], offsets: Floats, points: Floats, scores: Floats, anchors: Floats
+) -> Candidates:
+    """Faces of K anchors of `anchor_grid`, in the input's coordinates; those of finite values.
+
+    index: (K,) anchors' numbers. offsets: (K, 4), points: (K, 10), scores: (K,), as the network
+    gives them.
+    """
+    boxes, landmarks = decode(offsets, points, anchors[index])
+    values = np.concatenate([boxes, landmarks.reshape(-1, 10)], axis=1)
+    fine: NDArray[np.bool_] = np.all(np.isfinite(values), axis=1)
+    return Candidates(boxes, landmarks, scores, np.ones(len(scores))).take(fine)
 
 
 def _padded(length: int) -> int:

@@ -1,0 +1,29 @@
+"""The state of PyTorch in which a network computes the same every time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """On a CUDA device: it is the current one, no algorithm is chosen by timing or adds up in
+    varying order, no TF32. Elsewhere nothing is changed."""
+    if device.type != "cuda":
+        yield
+        return
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.cuda.device(device),
+            torch.backends.cudnn.flags(
+                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+            ),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
