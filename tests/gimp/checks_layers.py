@@ -49,6 +49,22 @@ def above_the_source_and_small():
 
 
 @check
+def repeating_restores_the_source_again():
+    """As GIMP's own filters that add layers: the source stays selected, and the newest is seen."""
+    image, layer = photo()
+    width, height, data = picture("face")
+    top = new_layer(image, width, height, data, name="on top")
+    for selected in ([layer], [top, layer]):
+        image.set_selected_layers(selected)
+        made = restored(image, [layer])
+        equal(set(image.get_selected_layers()), set(selected), "selected layers")
+    (first,) = restored(image, [layer], layer_per_face=True)
+    (second,) = restored(image, [layer])
+    above = image.get_layers()[:4]
+    equal(above, [top, second, first, *made], "from the top")
+
+
+@check
 def offsets_of_the_layer_count():
     width, height, data = picture("face")
     image = new_image(900, 800)

@@ -31,20 +31,35 @@ class Result:
 
 
 def write(image: Gimp.Image, results: Sequence[Result], settings: Settings) -> list[Gimp.Layer]:
-    """Insert the new layers, in one undo step. Returns them: one, or one group, a result."""
+    """Insert the new layers, in one undo step. Returns them: one, or one group, a result.
+
+    What was selected stays so, as with GIMP's own filters that add layers: Filters > Repeat then
+    restores the source again and not the faces just restored.
+    """
     built = [_build(image, result, settings) for result in results]
+    selected = image.get_selected_layers()
     image.undo_group_start()
     try:
         for result, (top, faces) in zip(results, built, strict=True):
             layer = result.source.layer
-            image.insert_layer(top, layer.get_parent(), image.get_item_position(layer))
+            image.insert_layer(top, layer.get_parent(), _position(image, layer))
             for position, face in enumerate(faces):
                 image.insert_layer(face, top, position)
-        tops = [top for top, _faces in built]
-        image.set_selected_layers(tops)
+        if selected:
+            image.set_selected_layers(selected)
     finally:
         image.undo_group_end()
-    return tops
+    return [top for top, _faces in built]
+
+
+def _position(image: Gimp.Image, layer: Gimp.Layer) -> int:
+    """Where a new layer lies above the layer, and above what earlier runs put there: the newest
+    is seen."""
+    parent, position = layer.get_parent(), image.get_item_position(layer)
+    siblings = image.get_layers() if parent is None else parent.get_children()
+    while position > 0 and siblings[position - 1].get_parasite(PARASITE) is not None:
+        position -= 1
+    return position
 
 
 def _build(

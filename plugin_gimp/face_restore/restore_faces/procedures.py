@@ -191,12 +191,17 @@ def _new_layers(image: Gimp.Image, made: list[Gimp.Layer]) -> Gimp.ValueArray:
     """Success and the new layers.
 
     Python cannot make a value of the type GimpCoreObjectArray (PyGObject has no setter for it),
-    but GIMP's own procedure gives one: the new layers are what is selected now.
+    but GIMP's own procedure gives one of what is selected: for a moment, these layers.
     """
     ask = Gimp.get_pdb().lookup_procedure("gimp-image-get-selected-layers")
     config = ask.create_config()
     config.set_property("image", image)
-    return ask.run(config)
+    selected = image.get_selected_layers()
+    image.set_selected_layers(made)
+    values = ask.run(config)
+    if selected:
+        image.set_selected_layers(selected)
+    return values
 
 
 def _failed(procedure: Gimp.Procedure, text: str) -> Gimp.ValueArray:
