@@ -36,6 +36,19 @@ class DeviceLevel:
 
     def read(self, rect: Rect) -> Tensor:
         """The pixels of rect, in the level's pixels and inside it: (h, w, 3) uint8 RGB."""
+        import torch
+
+        return self._piece(rect).to(torch.uint8)
+
+    def draw(self, rect: Rect, quarter: int, target: Tensor) -> None:
+        """Put what ``read`` gives into ``target`` (uint8), turned as by np.rot90."""
+        import torch
+
+        piece = self._piece(rect)
+        target.copy_(torch.rot90(piece, quarter) if quarter else piece)
+
+    def _piece(self, rect: Rect) -> Tensor:
+        """The pixels as uint8, or as fp32 that conversion to uint8 rounds (by cutting off)."""
         if self.factor < 1:
             return self._magnified(rect)
         x0, y0, x1, y1 = rect
@@ -49,12 +62,13 @@ class DeviceLevel:
         x0, y0 = (max(v // ratio - _MARGIN, 0) for v in rect[:2])
         x1 = min(-(-rect[2] // ratio) + _MARGIN, width)
         y1 = min(-(-rect[3] // ratio) + _MARGIN, height)
-        source = self.pixels[y0:y1, x0:x1].permute(2, 0, 1)[None].float()
+        # Half a level more, which interpolation keeps: few launches for each of many pieces.
+        source = self.pixels[y0:y1, x0:x1].permute(2, 0, 1)[None] + 0.5
         size = ((y1 - y0) * ratio, (x1 - x0) * ratio)
         large = F.interpolate(source, size, mode="bicubic", align_corners=False)[0]
         left, top = rect[0] - x0 * ratio, rect[1] - y0 * ratio
         piece = large[:, top : top + rect[3] - rect[1], left : left + rect[2] - rect[0]]
-        return to_uint8(piece).permute(1, 2, 0).expand(-1, -1, 3)
+        return piece.clamp_(0, 255.5).permute(1, 2, 0).expand(-1, -1, 3)
 
 
 def to_uint8(values: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from face_restore_worker.network.retinaface_cuda import RetinaFaceCuda, Shape
+    from face_restore_worker.pipeline.gpu_pyramid import DeviceLevel
 
 PENDING = 16
 """Sheets whose answers are kept on the device, 2.6 MB each, before they are fetched."""
@@ -52,14 +53,12 @@ class DeviceNetwork:
         return list(self._results(len(squares), fill, threshold))
 
     def search(
-        self, pieces: Sequence[Piece], threshold: float
-    ) -> Iterator[tuple[Piece, Candidates]]:
-        """The faces of pieces of ``gpu_pyramid.DeviceLevel``, in photograph coordinates.
+        self, pieces: Sequence[Piece[DeviceLevel]], threshold: float
+    ) -> Iterator[tuple[Piece[DeviceLevel], Candidates]]:
+        """The faces of pieces, in photograph coordinates.
 
         No piece is wider or higher than the network's squares. Raises NotFinite.
         """
-        import torch
-
         side = self.side
         sheets = packing.pack([piece.size for piece in pieces], [(side, side)], GAP)
 
@@ -67,8 +66,8 @@ class DeviceNetwork:
             for index, x, y in sheets[number][1]:
                 piece = pieces[index]
                 width, height = piece.size
-                view = torch.rot90(piece.level.read(piece.rect), piece.quarter)
-                target[y : y + height, x : x + width] = view
+                slot = target[y : y + height, x : x + width]
+                piece.level.draw(piece.rect, piece.quarter, slot)
 
         found = self._results(len(sheets), fill, threshold)
         for (_, items), on_sheet in zip(sheets, found, strict=True):

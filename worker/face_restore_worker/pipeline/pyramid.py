@@ -7,7 +7,7 @@ pixels of the photograph: in pixel-edge coordinates photo = factor * level, with
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +88,9 @@ class Scale(Protocol):
 
     def read(self, rect: Rect) -> Any:
         """(h, w, 3) uint8 RGB, an array or a tensor."""
+
+
+AnyScale = TypeVar("AnyScale", bound=Scale)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from face_restore_worker.pipeline.nms import iou
-from face_restore_worker.pipeline.pyramid import Level, Pixels, Rect, Scale
+from face_restore_worker.pipeline.pyramid import AnyScale, Level, Pixels, Rect, Scale
 from face_restore_worker.pipeline.views import (
     Candidates,
     Floats,
@@ -44,7 +44,6 @@ MIN_OVERLAP = 0.35
 MIRRORED = np.array([1, 0, 2, 4, 3])
 """Order of the landmarks after a mirror."""
 
-AnyScale = TypeVar("AnyScale", bound=Scale)
 Size = tuple[int, int]
 """Width and height."""
 

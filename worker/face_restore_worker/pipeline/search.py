@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from face_restore_worker.pipeline import packing, pyramid
 from face_restore_worker.pipeline.anchors import STRIDE
 from face_restore_worker.pipeline.nms import suppress
 from face_restore_worker.pipeline.propose import Proposer
-from face_restore_worker.pipeline.pyramid import Level, Pixels, Rect, Scale
+from face_restore_worker.pipeline.pyramid import AnyScale, Level, Pixels, Rect, Scale
 from face_restore_worker.pipeline.views import (
     MEAN_BGR,
     Candidates,
@@ -145,10 +146,10 @@ def search_tiles(
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class Piece(Generic[AnyScale]):
     """A rectangle of a level, turned by a quarter of np.rot90, to be put on a sheet."""
 
-    level: Scale
+    level: AnyScale
     rect: Rect
     quarter: int
 
@@ -175,8 +176,8 @@ class Piece:
 
 
 def pieces_of(
-    level: Scale, rects: Iterable[Rect], quarters: Sequence[int], side: int = PIECE
-) -> list[Piece]:
+    level: AnyScale, rects: Iterable[Rect], quarters: Sequence[int], side: int = PIECE
+) -> list[Piece[AnyScale]]:
     """Rectangles of a level in pieces of at most `side` pixels a side, in each turn."""
     return [
         Piece(level, piece, quarter)
