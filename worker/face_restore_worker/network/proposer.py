@@ -69,7 +69,10 @@ class FaceProposer(nn.Module):
 
         pixels: (N, 3, H + 2 BORDER, W + 2 BORDER) float RGB, 0 to 255; H, W multiples of GRAIN.
         """
-        x = (pixels - GRAY) / 64
+        return self.answers((pixels - GRAY) / 64)
+
+    def answers(self, x: torch.Tensor) -> torch.Tensor:
+        """As forward, of (pixels - GRAY) / 64."""
         middle: torch.Tensor = self.middle(self.fine(self.stem(x)))
         coarse = F.interpolate(self.coarse(middle), size=middle.shape[2:], mode="nearest")
         logits: torch.Tensor = self.head(self.merge(middle + coarse))

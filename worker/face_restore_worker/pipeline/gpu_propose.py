@@ -30,12 +30,14 @@ class DeviceProposer(Proposer):
         import torch
 
         from face_restore_worker.network.fused import fold_batch_norms
+        from face_restore_worker.network.proposer import GRAY
 
         network = copy.deepcopy(load_network(path)).eval().requires_grad_(False)
         fold_batch_norms(network)
         module: Any = network.to(device=device, dtype=dtype)
         self._module = module.to(memory_format=torch.channels_last)
         self._dtype = dtype
+        self._offset = torch.tensor(-GRAY / 64, device=device)
         self._logit = logit(threshold)
 
     def _passes(self, pixels: Tensor, quarters: Sequence[int], frames: Frames) -> Tensor:  # type: ignore[override]
@@ -48,7 +50,8 @@ class DeviceProposer(Proposer):
         rows, columns = -(-height // STRIDE), -(-width // STRIDE)
         passes = pixels.new_zeros((2, rows, columns), dtype=torch.bool)
         for quarter in quarters:
-            logits = self._answers(torch.rot90(pixels, quarter), quarter)
+            view = torch.rot90(pixels, quarter) if quarter else pixels
+            logits = self._answers(view, quarter)
             # A cell whose value is no number passes: the detector looks there.
             passes |= ~(logits[:, :rows, :columns] < self._logit)
         return passes
@@ -61,9 +64,11 @@ class DeviceProposer(Proposer):
 
         height, width = view.shape[:2]
         size, (top, left) = framed(height, width, quarter)
-        frame = torch.full(size, GRAY, dtype=self._dtype, device=view.device)
-        frame[top : top + height, left : left + width] = view
-        logits = self._module(frame.permute(2, 0, 1)[None])[0].float()
+        frame = torch.zeros(size, dtype=self._dtype, device=view.device)
+        inner = frame[top : top + height, left : left + width]
+        # (pixels - GRAY) / 64 in one pass; exact in all types.
+        torch.add(self._offset, view, alpha=1 / 64, out=inner)
+        logits = self._module.answers(frame.permute(2, 0, 1)[None])[0].float()
         return torch.rot90(logits, -quarter, (1, 2))
 
     def _fetched(self, passes: list[Tensor]) -> list[NDArray[np.bool_]]:
