@@ -49,7 +49,7 @@ def _of(loaded: library.Library) -> Finding:
         return _found(WARN, text, "Please report this with the output of --format json.")
     text = f"compute GPEN in {' and '.join(used)} on the processor"
     if "bf16" not in used:
-        text += "; torch does in bf16 (they need AVX512_BF16, and torch is faster with AMX)"
+        text += "; torch does in bf16 (they need AVX512_BF16 and VNNI; with AMX torch is faster)"
     return _found(OK, text)
 
 
