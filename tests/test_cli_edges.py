@@ -231,7 +231,7 @@ def test_the_end_of_the_terminal_ends_a_command_in_order(tmp_path: Path) -> None
     [
         (["worker", "logs", "--lines", "many"], "not a whole number"),
         (["gimp", "check", "--timeout", "soon"], "'soon' is not a number"),
-        (["gimp", "check", "--timeout", "0"], "not a time from 0"),
+        (["gimp", "check", "--timeout", "0"], "not a time of more than 0"),
     ],
 )
 def test_numbers_that_are_none(
