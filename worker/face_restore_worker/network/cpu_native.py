@@ -10,8 +10,10 @@ transformed once at load.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from face_restore_worker.network.cpu_levels import (
     Modulation,
     image_bias,
 )
+from face_restore_worker.network.cpu_native_encoder import Finest
 from face_restore_worker.network.cpu_native_weights import (
     POINTS,
     paired,
@@ -29,15 +32,26 @@ from face_restore_worker.network.cpu_native_weights import (
     phase_weights,
     winograd_int16,
 )
-from face_restore_worker.network.cpu_strips import Rows, StripPool, bands, cut, strip_rows
+from face_restore_worker.network.cpu_strips import (
+    SMALLEST_STRIP,
+    Rows,
+    StripPool,
+    bands,
+    cut,
+    strip_rows,
+)
 from face_restore_worker.network.cpu_winograd import Winograd
 from face_restore_worker.network.gpen import StyledConv
-from face_restore_worker.network.native.library import Library
+from face_restore_worker.network.native.library import Argument, Library, structure
 from face_restore_worker.network.primitives import SQRT2
 
 PHASE_PLANES = 81  # products of an up-convolution's tile
 TILE_ROW = 8  # rows of the result by a row of the up-convolution's tiles
-_LEAD = 2  # the first of them lies so many rows above the tiles
+PANEL = 32  # outputs that lie beside each other in the weights
+# Planes of up to this side have fewer pixels than weights: there threads share out the outputs of
+# an up-convolution, instead of rows whose borders are computed twice.
+WHOLE = 128
+_W = TypeVar("_W")
 _KEPT = 3  # rows of the transposed convolution that the next tile row needs
 
 
@@ -110,23 +124,44 @@ class StyledNative:
     scale: Tensor
     rgb: Tensor
 
-    def run(self, pool: StripPool, planes: LevelPlanes) -> None:
-        """Compute the level, in bands of strips; `planes` has RGB in three planes."""
+    def run(self, pool: StripPool, planes: LevelPlanes, finest: Finest | None = None) -> None:
+        """Compute the level; `planes` has RGB in three planes.
+
+        finest: what to compute the encoder's feature from, instead of `planes.feature`.
+        """
         layer = self.layer
-        row_bytes = layer.size * layer.channels * layer.dtype.itemsize
-        step = strip_rows(layer.size, row_bytes, pool.threads)
-        free: SimpleQueue[_Band] = SimpleQueue()
-        for thread in range(pool.threads):
-            free.put(_Band(self, planes, step, f"strip {thread}"))
+        if layer.size > WHOLE:
+            row_bytes = layer.size * layer.channels * layer.dtype.itemsize
+            step = strip_rows(layer.size, row_bytes, pool.threads)
+            workers = [_Band(self, planes, thread, finest) for thread in range(pool.threads)]
+            _share(pool, workers, _Band.run, bands(layer.size, step, pool.threads))
+            return
+        shape = (layer.channels, layer.size, layer.size)
+        (blurred,) = planes.memory.take("blurred", [shape], layer.dtype)
+        parts = [_Part(self, planes, thread, blurred) for thread in range(pool.threads)]
+        panels = -(-layer.channels // PANEL)
+        some = PANEL * -(-panels // pool.threads)
+        _share(pool, parts, _Part.raise_outputs, cut(Rows(0, layer.channels), some))
+        step = max(SMALLEST_STRIP, layer.size // pool.threads // TILE_ROW * TILE_ROW)
+        _share(pool, parts, _Part.convolve, cut(Rows(0, layer.size), step))
 
-        def band(rows: Rows) -> None:
-            mine = free.get()
-            try:
-                mine.run(rows)
-            finally:
-                free.put(mine)
 
-        pool.each(band, bands(layer.size, step, pool.threads))
+def _share(
+    pool: StripPool, workers: list[_W], do: Callable[[_W, Rows], None], pieces: list[Rows]
+) -> None:
+    """Let each piece be done by a worker that is free."""
+    free: SimpleQueue[_W] = SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+
+    def piece(rows: Rows) -> None:
+        mine = free.get()
+        try:
+            do(mine, rows)
+        finally:
+            free.put(mine)
+
+    pool.each(piece, pieces)
 
 
 def _pixel(plane: Tensor) -> int:
@@ -134,90 +169,133 @@ def _pixel(plane: Tensor) -> int:
     return plane.stride(3)
 
 
-class _Band:
-    """Some strips of a level, one after the other from the top."""
+class _Worker:
+    """A thread's buffers for a level, and what the kernels are given for all of the plane."""
 
-    def __init__(self, level: StyledNative, planes: LevelPlanes, step: int, name: str) -> None:
-        self.level, self.planes, self.step = level, planes, step
-        layer = level.layer
-        size, channels, dtype = layer.size, layer.channels, layer.dtype
-        shapes = [(channels, step + TILE_ROW, size)]
-        if planes.out is None:
-            shapes.append((channels, step, size))
-        taken = planes.memory.take(name, shapes, dtype)
-        # Row k of `blurred` is row (start of the strip - _LEAD + k).
-        self.blurred, self.image = taken[0], taken[1] if planes.out is None else None
+    def __init__(self, level: StyledNative, planes: LevelPlanes, thread: int) -> None:
+        self.level, self.planes = level, planes
+        layer, self.name = level.layer, f"strip {thread}"
+        channels = layer.channels
         up_block, block = block_tiles(layer.inputs), block_tiles(2 * channels)
-        across = size // TILE_ROW + 1
-        near = (_KEPT + TILE_ROW * max(1, up_block // across)) * (
-            _KEPT + TILE_ROW * min(up_block, across)
-        )
-        kept = _KEPT * (size + TILE_ROW)
+        across = layer.size // TILE_ROW + 1
+        self.tile_rows = max(1, up_block // across)  # that are up-convolved together
+        near = (_KEPT + TILE_ROW * self.tile_rows) * (_KEPT + TILE_ROW * min(up_block, across))
+        kept = _KEPT * (layer.size + TILE_ROW)
         scratch = max(
             PHASE_PLANES * (up_block * (layer.inputs + channels) + 32),
             POINTS * (block * 3 * channels + 32),
         )
-        buffers = planes.memory.take(
-            f"{name} fp32", [(1, 1, (kept + near) * channels), (1, 1, scratch)], torch.float32
-        )
+        shapes = [(1, 1, (kept + near) * channels), (1, 1, scratch)]
+        buffers = planes.memory.take(f"{self.name} fp32", shapes, torch.float32)
         self.raised, self.scratch = (buffer.flatten() for buffer in buffers)
 
-    def run(self, band: Rows) -> None:
+    def upsample(self, outputs: Rows, out: Tensor) -> dict[str, Argument]:
+        """Arguments to up-convolve to some outputs; `out` has the pixels of what is written to."""
+        level, source = self.level, self.planes.source
+        layer, some, matrix = level.layer, outputs.slice, level.layer.up_weight[0]
+        return {
+            "source": source, "out": out, "weight": matrix[outputs.start // PANEL :],
+            "matrix": matrix.numel(), "style": level.up_style, "scale": level.up_scale[some],
+            "bias": layer.biases[0][some], "raised": self.raised, "scratch": self.scratch,
+            "pixel": _pixel(source), "out_pixel": _pixel(out), "inputs": layer.inputs,
+            "outputs": outputs.stop - outputs.start, "rows": source.shape[2],
+            "columns": source.shape[3], "raised_width": layer.size + TILE_ROW,
+            "block": block_tiles(layer.inputs),
+        }  # fmt: skip
+
+    def winograd(self, encoder: Tensor, out: Tensor) -> dict[str, Argument]:
+        """Arguments to convolve; encoder and out have the pixels of what is read and written."""
+        level, layer = self.level, self.level.layer
+        part, channels = layer.parts[0], layer.channels
+        return {
+            "encoder": encoder, "out": out, "weight": layer.weight, "unit": layer.unit,
+            "style": level.style, "shift": part.shift, "scale": level.scale,
+            "bias": layer.biases[1], "scratch": self.scratch, "image_pixel": channels,
+            "encoder_pixel": _pixel(encoder), "out_pixel": _pixel(out), "image_channels": channels,
+            "encoder_channels": channels, "outputs": channels, "columns": layer.size,
+            "block": block_tiles(2 * channels) // 16 * 16, "gain": part.gain,
+        }  # fmt: skip
+
+    def finish(self, image: Tensor, encoder: Tensor, part: Tensor | None) -> dict[str, Argument]:
+        """Arguments for the encoder part and RGB; all have pixels of what is read or written."""
+        layer, planes, after = self.level.layer, self.planes, self.level.layer.parts[1]
+        return {
+            "image": image, "encoder": encoder, "part": part, "weight": self.level.rgb,
+            "shift": after.shift, "bias": layer.rgb_bias, "below": planes.rgb,
+            "out": planes.out_rgb, "image_pixel": _pixel(image), "encoder_pixel": _pixel(encoder),
+            "part_pixel": 0 if part is None else _pixel(part),
+            "below_plane": planes.rgb.stride(1), "out_plane": planes.out_rgb.stride(1),
+            "channels": layer.channels, "columns": layer.size, "gain": after.gain,
+        }  # fmt: skip
+
+
+class _Part(_Worker):
+    """For a small plane: `raise_outputs` fills some channels of `blurred`, all of the plane;
+    `convolve` does the rest for some rows."""
+
+    def __init__(
+        self, level: StyledNative, planes: LevelPlanes, thread: int, blurred: Tensor
+    ) -> None:
+        super().__init__(level, planes, thread)
+        self.blurred = blurred
+
+    def raise_outputs(self, outputs: Rows) -> None:
+        layer = self.level.layer
         self.raised.zero_()
-        for rows in cut(band, self.step):
-            if rows.start == band.start:
-                # The tile row before leaves what the first one needs.
-                self._upsample(max(rows.start // TILE_ROW - 1, 0), rows)
-            else:  # the strip before had `step` rows, and has computed so many more
-                self.blurred[:, :, :TILE_ROW] = self.blurred[:, :, self.step :]
-                self._upsample(rows.start // TILE_ROW + 1, rows)
-            self._strip(rows)
-
-    def _upsample(self, first: int, rows: Rows) -> None:
-        """Fill `blurred` from tile row `first` on with what `rows` needs."""
-        level, source, out = self.level, self.planes.source, self.blurred
-        layer = level.layer
-        origin = rows.start - _LEAD
-        start = max(first * TILE_ROW - _LEAD, origin, 0)
-        last = rows.stop // TILE_ROW + 1
         layer.kernels.call(
-            "upsample", layer.dtype, source=source, out=out[:, :, start - origin :],
-            weight=layer.up_weight, style=level.up_style, scale=level.up_scale,
-            bias=layer.biases[0], raised=self.raised, scratch=self.scratch, pixel=_pixel(source),
-            inputs=layer.inputs, outputs=layer.channels, rows=source.shape[2],
-            columns=source.shape[3], raised_width=layer.size + TILE_ROW, first=first, last=last,
-            to=min(last * TILE_ROW - _LEAD, layer.size), block=block_tiles(layer.inputs),
-            **{"from": start},
+            "upsample", layer.dtype, **self.upsample(outputs, self.blurred[:, outputs.slice]),
+            first=0, last=layer.size // TILE_ROW + 1, to=layer.size,
         )  # fmt: skip
 
-    def _strip(self, rows: Rows) -> None:
-        """Convolve and finish rows whose `blurred` is there."""
-        level, planes = self.level, self.planes
-        layer, channels = level.layer, level.layer.channels
-        around = Rows(max(rows.start - 1, 0), min(rows.stop + 1, layer.size))
-        above = rows.start - around.start  # rows of `around` above the strip
+    def convolve(self, rows: Rows) -> None:
+        layer, planes = self.level.layer, self.planes
+        above, below = int(rows.start > 0), int(rows.stop < layer.size)
+        around = Rows(rows.start - above, rows.stop + below)
         feature = planes.feature(around)
-        image, part = self.image, None
-        if image is None:
-            assert planes.out is not None
+        if planes.out is None:
+            shape = (layer.channels, rows.stop - rows.start, layer.size)
+            (image,), part = planes.memory.take(self.name, [shape], layer.dtype), None
+        else:
             here = planes.out[:, :, rows.slice]
-            image, part = here[:, :channels], here[:, channels:]
-        before, after = layer.parts
+            image, part = here[:, : layer.channels], here[:, layer.channels :]
         layer.kernels.call(
-            "winograd", layer.dtype, image=self.blurred[:, :, _LEAD - above :], encoder=feature,
-            out=image, weight=layer.weight, unit=layer.unit, style=level.style,
-            shift=before.shift,
-            scale=level.scale, bias=layer.biases[1], scratch=self.scratch, image_pixel=channels,
-            encoder_pixel=_pixel(feature), out_pixel=_pixel(image), image_channels=channels,
-            encoder_channels=channels, outputs=channels, rows_in=around.stop - around.start,
-            rows_out=rows.stop - rows.start, columns=layer.size, top=1 - above,
-            block=block_tiles(2 * channels) // 16 * 16, gain=before.gain,
+            "winograd", layer.dtype, **self.winograd(feature, image),
+            image=self.blurred[:, :, around.start :], rows_in=around.stop - around.start,
+            rows_out=rows.stop - rows.start, top=1 - above,
         )  # fmt: skip
         layer.kernels.call(
-            "finish", layer.dtype, image=image, encoder=feature[:, :, above:], part=part,
-            weight=level.rgb, shift=after.shift, bias=layer.rgb_bias, below=planes.rgb,
-            out=planes.out_rgb, image_pixel=_pixel(image), encoder_pixel=_pixel(feature),
-            part_pixel=0 if part is None else _pixel(part), below_plane=planes.rgb.stride(1),
-            out_plane=planes.out_rgb.stride(1), channels=channels, first=rows.start,
-            rows=rows.stop - rows.start, columns=layer.size, gain=after.gain,
+            "finish", layer.dtype, **self.finish(image, feature[:, :, above:], part),
+            first=rows.start, rows=rows.stop - rows.start,
         )  # fmt: skip
+
+
+class _Band(_Worker):
+    """For a large plane: `run` computes some rows, a few at a time (`native/band.c`)."""
+
+    def __init__(
+        self, level: StyledNative, planes: LevelPlanes, thread: int, finest: Finest | None
+    ) -> None:
+        super().__init__(level, planes, thread)
+        layer, channels = level.layer, level.layer.channels
+        shape = (channels, TILE_ROW * (self.tile_rows + 1), layer.size)
+        blurred, feature, image = planes.memory.take(self.name, [shape] * 3, layer.dtype)
+        encoder, part = feature, None
+        if finest is None:
+            encoder = planes.feature(Rows(0, layer.size))
+        if planes.out is not None:
+            image, part = planes.out[:, :channels], planes.out[:, channels:]
+        self.arguments: dict[str, Argument] = {
+            "up": structure("upsample", **self.upsample(Rows(0, channels), blurred)),
+            "conv": structure("winograd", **self.winograd(encoder, image)),
+            "finish": structure("finish", **self.finish(image, encoder, part)),
+            "first": structure("first", **({} if finest is None else finest.arguments())),
+            "blurred": blurred,
+            "feature": feature,
+            "step": self.tile_rows,
+        }
+
+    def run(self, band: Rows) -> None:
+        layer = self.level.layer
+        self.raised.zero_()
+        bounds = {"from": band.start, "to": band.stop}
+        layer.kernels.call("band", layer.dtype, **self.arguments, **bounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 import torch
@@ -11,7 +12,7 @@ from face_restore_worker.network.cpu_levels import Feature
 from face_restore_worker.network.cpu_memory import Planes
 from face_restore_worker.network.cpu_native_weights import down_fp32, down_int16
 from face_restore_worker.network.cpu_strips import Rows, StripPool, cut, strip_rows
-from face_restore_worker.network.native.library import Library
+from face_restore_worker.network.native.library import Argument, Library
 
 _POINTS = 25
 # Tiles that go through transforms and products together: many where the weights come from far.
@@ -42,15 +43,31 @@ class NativeFirst:
 
     def __call__(self, picture: Tensor) -> Tensor:
         """Map fp32 (1, 3, rows, S), each colour contiguous, to channels_last (1, O, rows, S)."""
-        outputs = len(self.bias)
         rows, columns = picture.shape[2:]
-        shape = (1, outputs, rows, columns)
+        shape = (1, len(self.bias), rows, columns)
         out = torch.empty(shape, dtype=self.dtype, memory_format=torch.channels_last)
-        self.kernels.call(
-            "first", self.dtype, picture=picture, out=out, weight=self.weight, bias=self.bias,
-            plane=picture.stride(1), outputs=outputs, rows=rows, columns=columns,
-        )  # fmt: skip
+        arguments = Finest(self, picture).arguments()
+        self.kernels.call("first", self.dtype, **arguments, out=out, rows=rows)
         return out
+
+
+@dataclass(frozen=True)
+class Finest:
+    """What the first feature is computed from: fp32 (1, 3, S, S), each colour contiguous."""
+
+    layer: NativeFirst
+    picture: Tensor
+
+    def arguments(self) -> dict[str, Argument]:
+        """All of the kernel's arguments that do not tell rows or where they go."""
+        return {
+            "picture": self.picture,
+            "weight": self.layer.weight,
+            "bias": self.layer.bias,
+            "plane": self.picture.stride(1),
+            "outputs": len(self.layer.bias),
+            "columns": self.picture.shape[3],
+        }
 
 
 class NativeDown:

@@ -38,7 +38,7 @@ from face_restore_worker.network.cpu_levels import (
 )
 from face_restore_worker.network.cpu_memory import Planes, give_back, huge_pages, keep_freed
 from face_restore_worker.network.cpu_native import NativeLevel
-from face_restore_worker.network.cpu_native_encoder import NativeDown, NativeFirst
+from face_restore_worker.network.cpu_native_encoder import Finest, NativeDown, NativeFirst
 from face_restore_worker.network.cpu_ops import Conv, PatchConv, channels_last, pad_rows
 from face_restore_worker.network.cpu_strips import Rows, StripPool, cut, strip_rows
 from face_restore_worker.network.gpen import Gpen
@@ -54,8 +54,8 @@ from face_restore_worker.network.primitives import (
 
 # Levels up to this side have fewer activations than weights, and are too small for strips.
 COARSE = 64
-# The compiled kernels are faster from twice this side on.
-COARSE_NATIVE = 32
+# The compiled kernels are faster from twice this side on (in fp32 that at 32 would take 130 MB).
+COARSE_NATIVE = {torch.float32: 32, torch.bfloat16: 16}
 
 
 class GpenCpu:
@@ -108,7 +108,7 @@ class GpenCpu:
 
     def _kernels(self, layers: Layers, size: int) -> Library | None:
         """The compiled kernels where they compute this level."""
-        if size <= COARSE_NATIVE or not cpu_native.usable(layers, size):
+        if size <= COARSE_NATIVE[self.dtype] or not cpu_native.usable(layers, size):
             return None
         return cpu_kernels.kernels(self.dtype)
 
@@ -120,7 +120,7 @@ class GpenCpu:
             kernels = cpu_kernels.kernels(self.dtype)
             if kernels is not None:
                 return NativeFirst(kernels, weight, bias, self.dtype)
-        if index > 0 and self._side(index) > COARSE_NATIVE:
+        if index > 0 and self._side(index) > COARSE_NATIVE[self.dtype]:
             kernels = cpu_kernels.kernels(self.dtype)
             if kernels is not None and cpu_native_encoder.usable(weight, self.dtype):
                 return NativeDown(kernels, weight, bias, self.dtype)
@@ -165,7 +165,7 @@ class GpenCpu:
         features = {
             f"feature {side}": (channels[side], side, side)
             for side in sides
-            if side > min(COARSE, COARSE_NATIVE)
+            if side > min(COARSE, COARSE_NATIVE[self.dtype])
         }
         outputs = {f"image {side}": (2 * channels[side], side, side) for side in sides}
         largest = outputs.popitem()
@@ -299,7 +299,14 @@ class _Face:
             out_rgb=out_rgb,
             memory=self.owner.planes,
         )
-        level.styled(style).run(self.pool, planes)
+        if isinstance(level, NativeLevel):
+            first, finest = self.owner.encoder[0], None
+            if last:
+                assert isinstance(first, NativeFirst)  # it has as many channels
+                finest = Finest(first, self.x)
+            level.styled(style).run(self.pool, planes, finest)
+        else:
+            level.styled(style).run(self.pool, planes)
         return (x if planes.out is None else planes.out), planes.out_rgb
 
 

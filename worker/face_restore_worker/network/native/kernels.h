@@ -80,25 +80,42 @@ struct finish {
 /* leaky(scale * blur(transposed_conv3x3(style * source)) + bias), blur by [1, 3, 3, 1] both ways:
  * rows `from` to `to` - 1 of the result, of tile rows `first` to `last` - 1.
  *
- * `source` is a whole plane, channels_last, fp32 or bf16; the rows of the result are as many times
- * outputs values long as columns are in it. Channels are multiples of 16, outputs 16 or multiples
- * of 32, columns a multiple of 4. `raised` holds the last rows of the tile rows before, and keeps
+ * `source` is a whole plane, channels_last, fp32 or bf16; the result has twice as many columns, the pixels
+ * `out_pixel` apart. Channels are multiples of 16 (inputs, in bf16, of 32), outputs 16 or multiples of
+ * 32, columns a multiple of 4. Outputs may be some of the convolution's: whole panels. `raised` holds the last rows of the tile rows before, and keeps
  * those of these for the next call.
  */
 struct upsample {
     const void *source;
     void *out;
     /* 25 + 5 + 5 + 1 matrices in panels: both ways, rows only, columns only, neither; for bf16 planes
-     * of pairs of bf16, (inputs / 2, 32, 2) */
+     * of pairs of bf16, (inputs / 2, 32, 2). They are `matrix` floats apart, one for two bf16. */
     const float *weight;
     const float *style, *scale, *bias;
     /* (3, raised_width, outputs), zeros at first, and behind it room for as many values as
      * (3 + 8 * max(1, block / (columns / 4 + 1)), 3 + 8 * min(block, columns / 4 + 1), outputs) */
     float *raised;
     float *scratch; /* 81 * (block * (inputs + outputs) + 32) values */
-    ptrdiff_t pixel;
+    ptrdiff_t pixel, out_pixel, matrix;
     int32_t inputs, outputs, rows, columns, raised_width; /* 2 columns + 8 */
     int32_t first, last, from, to, block;                 /* block: multiple of 8 */
+};
+
+/* `upsample`, `winograd` and `finish` for rows `from` to `to` - 1 of a level, both multiples of 8, `step`
+ * rows of the up-convolution's tiles at a time.
+ *
+ * The three are given as for the whole plane; what tells rows, and where the image part lies between
+ * them, is filled in. `conv.out` and `finish.part` are the level's plane; where `part` is null, `out`
+ * is a buffer of 8 * step + 8 rows. Where `first.picture` is there, the encoder's feature is computed from
+ * it. `blurred` and, for that, `feature` have room for 8 * step + 8 rows.
+ */
+struct band {
+    struct upsample up;
+    struct winograd conv;
+    struct finish finish;
+    struct first first;
+    void *blurred, *feature;
+    int32_t from, to, step;
 };
 
 uint64_t version(void);  /* of the sources it was made from: build.py's `source_version` */
@@ -118,5 +135,8 @@ void downsample_bf16(const struct downsample *d);
 
 void finish_fp32(const struct finish *f);
 void finish_bf16(const struct finish *f);
+
+void band_fp32(const struct band *b);
+void band_bf16(const struct band *b);
 
 #endif

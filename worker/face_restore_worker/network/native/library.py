@@ -46,7 +46,7 @@ ARGUMENTS = {
     "upsample": _structure(
         "Upsample",
         "source out weight style scale bias raised scratch",
-        "pixel",
+        "pixel out_pixel matrix",
         "inputs outputs rows columns raised_width first last from to block",
         "",
     ),
@@ -65,6 +65,24 @@ ARGUMENTS = {
         "gain",
     ),
 }
+ARGUMENTS["band"] = type(
+    "Band",
+    (ctypes.Structure,),
+    {
+        "_fields_": [
+            ("up", ARGUMENTS["upsample"]),
+            ("conv", ARGUMENTS["winograd"]),
+            ("finish", ARGUMENTS["finish"]),
+            ("first", ARGUMENTS["first"]),
+            ("blurred", ctypes.c_void_p),
+            ("feature", ctypes.c_void_p),
+            ("from", ctypes.c_int32),
+            ("to", ctypes.c_int32),
+            ("step", ctypes.c_int32),
+        ]
+    },
+)
+Argument = Tensor | ctypes.Structure | float | None
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -91,17 +109,23 @@ class Library:
         """Whether the kernels compute planes of `dtype` faster than torch on this processor."""
         return bool(self._features & {torch.float32: 1, torch.bfloat16: 2}[dtype])
 
-    def call(self, name: str, dtype: torch.dtype, **arguments: Tensor | float | None) -> None:
+    def call(self, name: str, dtype: torch.dtype, **arguments: Argument) -> None:
         """Call the kernel `name` for planes of `dtype`; tensors are passed by their address.
 
         Nothing is checked: shapes, types and strides are the caller's to keep as kernels.h says.
         """
-        values = {
-            key: value.data_ptr() if isinstance(value, Tensor) else value
-            for key, value in arguments.items()
-        }
         function = getattr(self._library, f"{name}_{_TYPES[dtype]}")
-        function(ctypes.byref(ARGUMENTS[name](**values)))
+        function(ctypes.byref(structure(name, **arguments)))
+
+
+def structure(name: str, **arguments: Argument) -> ctypes.Structure:
+    """A kernel's arguments; what is not given is zero. The tensors must outlive it."""
+    values = {
+        key: value.data_ptr() if isinstance(value, Tensor) else value
+        for key, value in arguments.items()
+    }
+    made: ctypes.Structure = ARGUMENTS[name](**values)
+    return made
 
 
 def load(path: Path) -> Library | None:

@@ -19,38 +19,60 @@
 /* Where the phases lie among what is transformed, counted in planes of `tiles` tiles. */
 enum { BOTH = 0, ROWS = 25, COLUMNS = 45, NEITHER = 65, PLANES = 81 };
 
-/* bf16 planes are multiplied in bf16: so what is transformed is rounded to it. */
-INLINE void put(void *v, int k, ptrdiff_t plane, ptrdiff_t at, __m512 x, const int bf16) {
-    store((void *)element(v, k * plane + at, bf16), x, bf16);
-}
-
-/* Transform a tile, sixteen channels, to value `at` of each plane of v. */
-INLINE void input_tile(const struct upsample *u, int row, int column, int channel, void *v,
-                       ptrdiff_t plane, ptrdiff_t at, const int border, const int bf16) {
-    __m512 style = _mm512_loadu_ps(u->style + channel), d[5][5], lines[5][5];
-    ptrdiff_t below = u->columns * u->pixel;
-    ptrdiff_t first = (row * TILE - 1) * below + (column * TILE - 1) * u->pixel + channel;
-#pragma GCC unroll 5
-    for (int j = 0; j < 5; j++) {
-        int x = column * TILE - 1 + j;
-        __m512 line[5], t[5];
-#pragma GCC unroll 5
-        for (int k = 0; k < 5; k++) {
-            int y = row * TILE - 1 + k;
-            ptrdiff_t from = first + k * below + j * u->pixel;
-            line[k] = _mm512_setzero_ps();
-            if (!border || (y >= 0 && y < u->rows && x >= 0 && x < u->columns))
-                line[k] = _mm512_mul_ps(style, load(element(u->source, from, bf16), bf16));
-            d[k][j] = line[k];
-        }
-        into(line, t);
+/* B^T d for each half of five lines. */
+INLINE void both(__m512 d[5][2], __m512 v[5][2], const int halves) {
+    for (int h = 0; h < halves; h++) {
+        __m512 line[5], points[5];
 #pragma GCC unroll 5
         for (int k = 0; k < 5; k++)
-            lines[k][j] = t[k];
+            line[k] = d[k][h];
+        into(line, points);
+#pragma GCC unroll 5
+        for (int k = 0; k < 5; k++)
+            v[k][h] = points[k];
+    }
+}
+
+/* Store sixteen values x[0], for bf16 thirty-two, x[1] behind x[0]: bf16 planes are multiplied in
+ * bf16, so what is transformed is rounded to it. */
+INLINE void put(void *v, int k, ptrdiff_t plane, ptrdiff_t at, const __m512 x[2], const int bf16) {
+    void *to = (void *)element(v, k * plane + at, bf16);
+    if (bf16)
+        _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]));
+    else
+        _mm512_storeu_ps(to, x[0]);
+}
+
+/* Transform a tile, `halves` times sixteen channels, to value `at` of each plane of v. */
+INLINE void input_tile(const struct upsample *u, int row, int column, int channel, void *v,
+                       ptrdiff_t plane, ptrdiff_t at, const int border, const int bf16) {
+    const int halves = bf16 ? 2 : 1;
+    __m512 d[5][5][2], lines[5][5][2], t[5][2];
+    ptrdiff_t below = u->columns * u->pixel;
+    ptrdiff_t first = (row * TILE - 1) * below + (column * TILE - 1) * u->pixel + channel;
+    for (int h = 0; h < halves; h++) {
+        __m512 style = _mm512_loadu_ps(u->style + channel + h * LANES);
+#pragma GCC unroll 5
+        for (int j = 0; j < 5; j++) {
+            int x = column * TILE - 1 + j;
+            __m512 line[5], points[5];
+#pragma GCC unroll 5
+            for (int k = 0; k < 5; k++) {
+                int y = row * TILE - 1 + k;
+                ptrdiff_t from = first + k * below + j * u->pixel + h * LANES;
+                line[k] = _mm512_setzero_ps();
+                if (!border || (y >= 0 && y < u->rows && x >= 0 && x < u->columns))
+                    line[k] = _mm512_mul_ps(style, load(element(u->source, from, bf16), bf16));
+                d[k][j][h] = line[k];
+            }
+            into(line, points);
+#pragma GCC unroll 5
+            for (int k = 0; k < 5; k++)
+                lines[k][j][h] = points[k];
+        }
     }
     for (int k = 0; k < 5; k++) {
-        __m512 t[5];
-        into(lines[k], t);
+        both(lines[k], t, halves);
 #pragma GCC unroll 5
         for (int j = 0; j < 5; j++)
             put(v, BOTH + 5 * k + j, plane, at, t[j], bf16);
@@ -59,8 +81,7 @@ INLINE void input_tile(const struct upsample *u, int row, int column, int channe
             put(v, ROWS + 4 * k + j, plane, at, lines[k][j + 1], bf16);
     }
     for (int k = 0; k < 4; k++) {
-        __m512 t[5];
-        into(d[k + 1], t);
+        both(d[k + 1], t, halves);
 #pragma GCC unroll 5
         for (int j = 0; j < 5; j++)
             put(v, COLUMNS + 4 * j + k, plane, at, t[j], bf16);
@@ -74,7 +95,7 @@ INLINE void input(const struct upsample *u, int row, int column, void *v, ptrdif
                   ptrdiff_t at, const int bf16) {
     int inside = row > 0 && TILE * (row + 1) <= u->rows && column > 0 &&
                  TILE * (column + 1) <= u->columns;
-    for (int c = 0; c < u->inputs; c += LANES)
+    for (int c = 0; c < u->inputs; c += bf16 ? 2 * LANES : LANES)
         if (inside)
             input_tile(u, row, column, c, v, plane, at + c, 0, bf16);
         else
@@ -131,7 +152,7 @@ INLINE void products(const struct upsample *u, const void *v, float *m, ptrdiff_
         for (int k = plane; k < plane + many; k++)
             product(element(v, k * v_plane, bf16), depth, weight, m + k * m_plane, u->outputs,
                     tiles, depth, u->outputs, bf16);
-        weight += (ptrdiff_t)depth * u->outputs;
+        weight += u->matrix;
     }
 }
 
@@ -146,7 +167,7 @@ INLINE void blur(const struct upsample *u, const float *near, ptrdiff_t line, in
             continue;
         for (int o = 0; o < u->outputs; o += LANES) {
             const float *here = near + r * line + left * pixel + o;
-            ptrdiff_t at = ((y + r - u->from) * width + x) * pixel + o;
+            ptrdiff_t at = ((y + r - u->from) * width + x) * u->out_pixel + o;
             __m512 scale = _mm512_loadu_ps(u->scale + o), bias = _mm512_loadu_ps(u->bias + o);
             __m512 sums[3] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
 #pragma GCC unroll 4
@@ -160,7 +181,7 @@ INLINE void blur(const struct upsample *u, const float *near, ptrdiff_t line, in
                     outer = _mm512_add_ps(sums[0], sum);
                     inner = _mm512_add_ps(sums[1], sums[2]);
                     outer = _mm512_fmadd_ps(three, inner, outer);
-                    store((void *)element(u->out, at + k * pixel, bf16),
+                    store((void *)element(u->out, at + k * u->out_pixel, bf16),
                           leaky(_mm512_fmadd_ps(outer, scale, bias)), bf16);
                 }
                 sums[0] = sums[1], sums[1] = sums[2], sums[2] = sum;
