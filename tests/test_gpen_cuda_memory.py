@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from face_restore_worker.network.architecture import GpenArchitecture
-from face_restore_worker.network.cuda.memory import Meter, calculated
+from face_restore_worker.network.cuda.memory import META, Meter, calculated, work_of
 
 BFR_2048 = GpenArchitecture.from_parameters(2048)
 
@@ -39,6 +39,20 @@ def test_the_meter_counts_what_is_alive_at_once() -> None:
         del b
         torch.zeros(300)
     assert meter.peak == 400 + 2000
+
+
+def test_work_is_what_operations_read_and_write() -> None:
+    picture = torch.zeros(1, 8, 10, 10, device=META)
+    weight = torch.zeros(4, 8, 3, 3, device=META)
+
+    def run() -> torch.Tensor:
+        y = torch.nn.functional.conv2d(picture, weight, padding=1)
+        return y.permute(0, 2, 3, 1).relu_()  # a view costs nothing; in place: read and written
+
+    work = work_of(run)
+    assert work.flop == 2 * 4 * 8 * 9 * 100
+    assert work.moved == 4 * (800 + 4 * 8 * 9 + 400) + 4 * (400 + 400)
+    assert work.peak == 1600
 
 
 @pytest.mark.parametrize("size", [256, 512, 1024])

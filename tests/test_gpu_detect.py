@@ -430,7 +430,7 @@ def test_cuda_devices_get_this_detector(monkeypatch: pytest.MonkeyPatch) -> None
     assert made == ["cuda:1"] and isinstance(found, DeviceDetector)
     assert found.budget == profile.budgets[1] and found.confirm == profile.confirm
     assert isinstance(found._usual(), FaceDetector) and found._usual().budget == profile.budgets[0]
-    assert [shape[0] for shape in found._first.shapes] == [1, 4]
+    assert [shape[0] for shape in found.sheets.shapes] == [1, 4]
 
 
 def test_a_device_without_room_for_it_leaves_detection_to_the_processor(
@@ -478,7 +478,7 @@ if torch.cuda.is_available():  # elsewhere there is nothing to report, not even 
         wanted = load_detector(WEIGHTS, "builtin-detector").detect(scene)
         found = load_detector(WEIGHTS, "builtin-detector", device="cuda")
         assert isinstance(found, DeviceDetector) and found.notes == []
-        assert found._first.network.recorded and found._second.network.recorded
+        assert found.sheets.network.recorded and found.crops.network.recorded
         first, second = found.detect(scene), found.detect(scene)
         assert_alike(first, wanted, allowed=0.5)
         assert [face.score for face in first] == [face.score for face in second]

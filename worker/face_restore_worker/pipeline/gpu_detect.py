@@ -76,8 +76,8 @@ class DeviceDetector(FaceDetector):
         self._usual = usual
         self._on_cpu: FaceDetector | None = None
         self._bus = Bus(self.device)
-        self._first = self._prepared(precision, [(n, search.TILE) for n in batches])
-        self._second = self._prepared("fp32", [(n, CROP_SIDE) for n in _CROPS])
+        self.sheets = self._prepared(precision, [(n, search.TILE) for n in batches])
+        self.crops = self._prepared("fp32", [(n, CROP_SIDE) for n in _CROPS])
         self.proposer = None
         if proposer is not None:
             dtype = getattr(torch, _DTYPES[precision])
@@ -132,14 +132,14 @@ class DeviceDetector(FaceDetector):
     def _run_in_fp32(self) -> None:
         note = IN_FP32.format(self.precision)
         log.warning("%s", note)
-        shapes = list(self._first.shapes)
-        del self._first  # two at once might not fit
-        self._first = self._prepared("fp32", shapes)
+        shapes = list(self.sheets.shapes)
+        del self.sheets  # two at once might not fit
+        self.sheets = self._prepared("fp32", shapes)
         self.precision = "fp32"
         self.notes.append(note)
 
     def _first_look(self, task: Task) -> tuple[Candidates, Looker]:
-        self._first.watch = self._second.watch = self.watch
+        self.sheets.watch = self.crops.watch = self.watch
         photo = gpu_pyramid.upload(task.picture, self._bus)
         levels = gpu_pyramid.build_levels(photo, task.shrink)
         magnified = [gpu_pyramid.magnified(photo, times) for times in task.magnifications]
@@ -151,9 +151,9 @@ class DeviceDetector(FaceDetector):
             places = None if guide is None else guide.of(level)
             if places is None:
                 places = search.tiles_of(level, task.wanted, entire=level is levels[-1])
-            pieces += search.pieces_of(level, places, task.quarters, self._first.side)
+            pieces += search.pieces_of(level, places, task.quarters, self.sheets.side)
         found = [
             seen_well(faces, piece.level, finest=piece.level is levels[0])
-            for piece, faces in self._first.search(pieces, task.threshold)
+            for piece, faces in self.sheets.search(pieces, task.threshold)
         ]
-        return Candidates.join(found), DeviceCrops(self._second, levels)
+        return Candidates.join(found), DeviceCrops(self.crops, levels)

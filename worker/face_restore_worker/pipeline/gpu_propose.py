@@ -60,8 +60,6 @@ class DeviceProposer(Proposer):
         """The network's answers on a turned piece, turned back; see ``Proposer._logits``."""
         import torch
 
-        from face_restore_worker.network.proposer import GRAY
-
         height, width = view.shape[:2]
         size, (top, left) = framed(height, width, quarter)
         frame = torch.zeros(size, dtype=self._dtype, device=view.device)

@@ -1,4 +1,4 @@
-"""How much memory a face takes on a GPU, calculated by going through the network's own code.
+"""How much memory and work a network takes on a GPU, calculated by going through its own code.
 
 The network runs on the meta device, where tensors have shapes but no values, and every storage is
 counted from its creation to its end. What the calculation cannot know: the workspaces of cuDNN's
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from face_restore_worker.network.architecture import GpenArchitecture
 from face_restore_worker.network.cuda.layers import Feature, Rgb, Styled, empty_nhwc, nhwc
@@ -39,15 +40,26 @@ class Memory:
         return self.weights + self.activations
 
 
-class Meter(TorchDispatchMode):
-    """Counts the bytes of the storages that are created inside and alive.
+@dataclass(frozen=True)
+class Work:
+    """What one run does: arithmetic in FLOP, bytes read and written by its operations, and the most
+    bytes alive at once."""
 
-    peak: the most there were at once.
+    flop: int
+    moved: int
+    peak: int
+
+
+class Meter(TorchDispatchMode):
+    """Counts the bytes of the storages that are created inside and alive, and those moved.
+
+    peak: the most there were at once. moved: by operations that are no views, each reading its
+    inputs and writing its outputs once.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = self._alive = 0
+        self.peak = self.moved = self._alive = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(
@@ -58,6 +70,8 @@ class Meter(TorchDispatchMode):
             if isinstance(value, Tensor):
                 self._known.add(value.untyped_storage())  # made outside, if not known already
         result = func(*args, **(kwargs or {}))
+        if not _is_view(func):
+            self.moved += sum(map(_size, tree_leaves((args, kwargs, result))))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 self._count(value.untyped_storage())
@@ -74,6 +88,23 @@ class Meter(TorchDispatchMode):
 
     def _forget(self, size: int) -> None:
         self._alive -= size
+
+
+def _is_view(func: Callable[..., Any]) -> bool:
+    """Whether an operation only looks at its input in another way."""
+    returned: Any = getattr(func, "_schema").returns  # noqa: B009
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in returned)
+
+
+def _size(value: Any) -> int:
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+
+
+def work_of(run: Callable[[], Any]) -> Work:
+    """The work of what uses tensors on the meta device, each of PyTorch's operations by itself."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as flop, Meter() as meter:
+        run()
+    return Work(flop.get_total_flops(), meter.moved, meter.peak)
 
 
 def calculated(architecture: GpenArchitecture, dtype: torch.dtype) -> Memory:
