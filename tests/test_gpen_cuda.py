@@ -369,6 +369,20 @@ def test_cuda_devices_get_this_implementation(
     assert all(value.device == CPU for value in network.parameters())
 
 
+def test_a_file_may_be_overwritten_while_a_gpu_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "GpenCuda", lambda *arguments: "prepared")
+    monkeypatch.setattr(checkpoint, "_device", lambda device, precision: torch.device(device))
+    path = tmp_path / "gpen.safetensors"
+    checkpoint.write_gpen_safetensors(random_state(tiny(16)), path)
+    network = checkpoint.load_gpen(path, device="cuda", precision="fp16").network
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
 if torch.cuda.is_available():  # elsewhere there is nothing to report, not even a skip
 
     @TYPES

@@ -154,8 +154,9 @@ def load_gpen(
         state, architecture = gpen_state(checkpoint, _STATE_DICT)
     else:
         state, architecture = read_gpen_state(checkpoint)
-        if target.type == "cpu":
-            # A network whose weights are mapped from a file dies with the file (SIGBUS).
+        if target.type in ("cpu", "cuda"):
+            # The reference network stays in the computer's memory, and one whose weights are mapped
+            # from a file dies with the file (SIGBUS).
             state = {name: value.clone() for name, value in state.items()}
     if precision == "fp64":
         state = {name: value.double() for name, value in state.items()}

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BAND_BYTES = 16 << 20
-"""Of a photograph in its own type that are sent at once: the next are put into pinned memory
-meanwhile, and no more of a deep photograph is ever on the device."""
+"""Of a photograph in its own type that are sent, or of a level that are shrunk, at once. The next
+are put into pinned memory meanwhile, and no more of a deep photograph is ever on the device."""
 _MARGIN = 2  # what bicubic kernels reach
 
 
@@ -106,25 +106,28 @@ def _bands(array: NDArray[Any]) -> Iterator[slice]:
 
 def shrink(pixels: Tensor, factor: int) -> Tensor:
     """``pyramid.shrink``: the mean of factor x factor pixels, (ceil(h / f), ceil(w / f), C)."""
+    height, width, channels = pixels.shape
+    out = pixels.new_empty((-(-height // factor), -(-width // factor), channels))
+    rows = max(1, BAND_BYTES // (width * channels * factor))
+    for top in range(0, len(out), rows):
+        band = pixels[top * factor : (top + rows) * factor]
+        out[top : top + rows] = _means(band, factor)
+    return out
+
+
+def _means(pixels: Tensor, factor: int) -> Tensor:
+    """The rounded means of blocks, those at the border completed by repeating it, int32."""
     import torch
 
-    height, width = pixels.shape[:2]
-    columns = -(-width // factor)
-    if width % factor:
-        kept = torch.arange(columns * factor, device=pixels.device).clamp_(max=width - 1)
-        pixels = pixels.index_select(1, kept)
-    whole = pixels[: height // factor * factor]
-    blocks = [whole.unflatten(0, (-1, factor))] if len(whole) else []
-    if height % factor:
-        rest = pixels[len(whole) :]
-        missing = rest[-1:].expand(factor - len(rest), -1, -1)
-        blocks.append(torch.cat((rest, missing))[None])
+    for axis in (0, 1):
+        length = pixels.shape[axis]
+        if length % factor:
+            kept = torch.arange(-(-length // factor) * factor, device=pixels.device)
+            pixels = pixels.index_select(axis, kept.clamp_(max=length - 1))
+    blocks = pixels.unflatten(1, (-1, factor)).unflatten(0, (-1, factor))
     area = factor * factor
-    sums = [
-        block.unflatten(2, (columns, factor)).sum(dim=(1, 3), dtype=torch.int32) for block in blocks
-    ]
-    total = sums[0] if len(sums) == 1 else torch.cat(sums)
-    return total.add_(area // 2).div_(area, rounding_mode="floor").to(torch.uint8)
+    sums = blocks.sum(dim=(1, 3), dtype=torch.int32)
+    return sums.add_(area // 2).div_(area, rounding_mode="floor")
 
 
 def build_levels(
