@@ -340,6 +340,36 @@ def test_recording_warms_up_on_another_stream_first(monkeypatch: pytest.MonkeyPa
     ]  # fmt: skip
 
 
+def test_arithmetic_is_exact_while_a_gpu_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from face_restore_worker.network.cuda.context import exact
+
+    entered: list[Any] = []
+
+    class Current:
+        def __init__(self, device: torch.device) -> None:
+            entered.append(device)
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    cudnn = torch.backends.cudnn
+    try:
+        for timed in (False, True):
+            with exact(torch.device("cuda", 1), timed):
+                assert torch.get_float32_matmul_precision() == "highest"
+                assert cudnn.deterministic and not cudnn.allow_tf32 and cudnn.benchmark is timed
+            assert torch.get_float32_matmul_precision() == "high" and not cudnn.deterministic
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert entered == [torch.device("cuda", 1)] * 2
+
+
 def test_replace_keeps_the_notes() -> None:
     assert replace(PLAIN, notes=("a",)).fused == ()
 

@@ -106,6 +106,7 @@ def own_variants(network: Any, precision: str, device: str) -> dict[str, Call]:
         f"GpenCuda {precision}": GpenCuda(network, dtype, device),
         f"GpenCuda {precision}, no graph": GpenCuda(network, dtype, device, graph=False),
         f"GpenCuda {precision}, plain operations": GpenCuda(network, dtype, device, PLAIN),
+        f"GpenCuda {precision}, cuDNN timed": GpenCuda(network, dtype, device, timed=True),
     }
 
 

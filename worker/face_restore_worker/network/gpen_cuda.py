@@ -51,13 +51,15 @@ class GpenCuda:
         device: a CUDA (or ROCm) device. Any other one computes the same with plain operations.
         operations: those to use; None to choose and prove them.
         graph: whether to record a CUDA graph.
+        timed: whether cuDNN chooses its algorithms by timing them, seconds at every load; to see
+            what its heuristics cost.
 
     Attributes:
         operations: the fused operations in use.
         size: S.
 
     Loading warms everything up: kernels are compiled, cuDNN's algorithms are chosen (by its
-    heuristics, never by timing them), the graph is recorded; no face waits for that.
+    heuristics), the graph is recorded; no face waits for that.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class GpenCuda:
         device: torch.device | str,
         operations: Operations | None = None,
         graph: bool = True,
+        timed: bool = False,
     ) -> None:
+        self._timed = timed
         self.dtype, self.device = dtype, torch.device(device)
         self.architecture = network.architecture
         self.size = network.architecture.size
-        with torch.inference_mode(), exact(self.device):
+        with torch.inference_mode(), exact(self.device, self._timed):
             self._layers = Layers(network, dtype, self.device)
             self._picture = nhwc(
                 torch.zeros((1, 3, self.size, self.size), dtype=dtype, device=self.device)
@@ -95,7 +99,7 @@ class GpenCuda:
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
         """Restore each face of the batch by itself; fp32, not clamped, on this device."""
-        with exact(self.device):
+        with exact(self.device, self._timed):
             return torch.cat([self._one(face) for face in x.split(1)])
 
     @torch.inference_mode()
@@ -109,7 +113,7 @@ class GpenCuda:
             (S, S, 3) fp32 RGB in [0, 1], and whether the network's values were all finite, as a
             tensor of one bool: only then do the pixels mean anything.
         """
-        with exact(self.device):
+        with exact(self.device, self._timed):
             self.operations.normalise(pixels, self._picture)
             self._run()
             finite = torch.isfinite(self._result).all()

@@ -9,9 +9,9 @@ import torch
 
 
 @contextlib.contextmanager
-def exact(device: torch.device) -> Iterator[None]:
-    """On a CUDA device: it is the current one, no algorithm is chosen by timing or adds up in
-    varying order, no TF32. Elsewhere nothing is changed."""
+def exact(device: torch.device, timed: bool = False) -> Iterator[None]:
+    """On a CUDA device: it is the current one, no algorithm adds up in varying order, no TF32, and
+    none is chosen by timing unless ``timed``. Elsewhere nothing is changed."""
     if device.type != "cuda":
         yield
         return
@@ -21,7 +21,7 @@ def exact(device: torch.device) -> Iterator[None]:
         with (
             torch.cuda.device(device),
             torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+                enabled=True, benchmark=timed, deterministic=True, allow_tf32=False
             ),
         ):
             yield
