@@ -181,6 +181,7 @@ class _Worker:
         self.tile_rows = max(1, up_block // across)  # that are up-convolved together
         near = (_KEPT + TILE_ROW * self.tile_rows) * (_KEPT + TILE_ROW * min(up_block, across))
         kept = _KEPT * (layer.size + TILE_ROW)
+        self.kept = kept * channels
         scratch = max(
             PHASE_PLANES * (up_block * (layer.inputs + channels) + 32),
             POINTS * (block * 3 * channels + 32),
@@ -225,6 +226,7 @@ class _Worker:
             "out": planes.out_rgb, "image_pixel": _pixel(image), "encoder_pixel": _pixel(encoder),
             "part_pixel": 0 if part is None else _pixel(part),
             "below_plane": planes.rgb.stride(1), "out_plane": planes.out_rgb.stride(1),
+            "out_line": planes.out_rgb.stride(2),
             "channels": layer.channels, "columns": layer.size, "gain": after.gain,
         }  # fmt: skip
 
@@ -241,7 +243,7 @@ class _Part(_Worker):
 
     def raise_outputs(self, outputs: Rows) -> None:
         layer = self.level.layer
-        self.raised.zero_()
+        self.raised[: self.kept].zero_()
         layer.kernels.call(
             "upsample", layer.dtype, **self.upsample(outputs, self.blurred[:, outputs.slice]),
             first=0, last=layer.size // TILE_ROW + 1, to=layer.size,
@@ -296,6 +298,6 @@ class _Band(_Worker):
 
     def run(self, band: Rows) -> None:
         layer = self.level.layer
-        self.raised.zero_()
+        self.raised[: self.kept].zero_()
         bounds = {"from": band.start, "to": band.stop}
         layer.kernels.call("band", layer.dtype, **self.arguments, **bounds)

@@ -178,7 +178,9 @@ class GpenCpu:
         ):
             taken = self.planes.take(name, list(shapes.values()), self.dtype)
             planes |= dict(zip(shapes, taken, strict=True))
-        rgb = self.planes.take("rgb", [(3, side, side) for side in sides], torch.float32)
+        # With room for a border of one zero.
+        bordered = [(3, side + 2, side + 2) for side in sides]
+        rgb = self.planes.take("rgb", bordered, torch.float32)
         return planes | {f"rgb {side}": plane for side, plane in zip(sides, rgb, strict=True)}
 
     def release(self) -> None:
@@ -187,9 +189,15 @@ class GpenCpu:
         give_back()
 
 
-def dense(layer: ActivatedLinear, x: Tensor) -> Tensor:
+def dense(layer: ActivatedLinear, x: Tensor, pool: StripPool) -> Tensor:
     """The dense layer in fp64, (1, in) to (1, out); a few rows of its weights at a time."""
-    y = torch.cat([F.linear(x, rows.double()) for rows in layer.weight.split(16)], dim=1)
+    y = x.new_empty(1, len(layer.weight))
+
+    def some(rows: Rows) -> None:
+        for few in cut(rows, 16):
+            y[:, few.slice] = F.linear(x, layer.weight[few.slice].double())
+
+    pool.each(some, cut(Rows(0, len(layer.weight)), -(-len(layer.weight) // pool.threads)))
     return leaky(y * layer.scale, layer.bias.double() * layer.lr_mul)
 
 
@@ -198,6 +206,7 @@ class _Face:
 
     def __init__(self, owner: GpenCpu, pool: StripPool, x: Tensor) -> None:
         self.owner, self.pool, self.x = owner, pool, x
+        self.bordered: dict[int, Tensor] = {}  # RGB by side, in three planes with a border
         self.planes = owner.allot()
 
     def restore(self, out: Tensor) -> None:
@@ -207,7 +216,9 @@ class _Face:
         # Channel-major, as the dense layer's weights are, whatever the memory format.
         code = coarsest.double().contiguous().flatten(1)
         for layer in (*self.owner.network.final_linear, *self.owner.network.generator.style):
-            code = dense(layer, code) if isinstance(layer, ActivatedLinear) else layer(code)
+            code = (
+                dense(layer, code, self.pool) if isinstance(layer, ActivatedLinear) else layer(code)
+            )
         self._synthesise(coarsest, features, code.float(), out)
 
     def _finest(self, rows: Rows) -> Tensor:
@@ -284,17 +295,17 @@ class _Face:
               style: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
         size = level.size
         last = feature is None
-        padded = F.pad(rgb, (1, 1, 1, 1))
-        out_rgb = out if last else self.planes[f"rgb {size}"]
         if isinstance(level, NativeLevel):  # RGB in three planes
-            padded = padded.contiguous()
-            out_rgb = out_rgb if last else out_rgb.permute(0, 2, 3, 1).view(out_rgb.shape)
+            below = self.bordered.get(size // 2)
+            below = F.pad(rgb, (1, 1, 1, 1)).contiguous() if below is None else below
+            out_rgb = out if last else self._border(size)
         else:
-            padded = padded.contiguous(memory_format=torch.channels_last)
+            below = F.pad(rgb, (1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
+            out_rgb = out if last else self.planes[f"rgb {size}"][:, :, 1:-1, 1:-1]
         planes = LevelPlanes(
             source=x,
             feature=self._finest if feature is None else _rows_of(feature),
-            rgb=padded,
+            rgb=below,
             out=None if last else self.planes[f"image {size}"],
             out_rgb=out_rgb,
             memory=self.owner.planes,
@@ -308,6 +319,15 @@ class _Face:
         else:
             level.styled(style).run(self.pool, planes)
         return (x if planes.out is None else planes.out), planes.out_rgb
+
+    def _border(self, size: int) -> Tensor:
+        """The inner (1, 3, size, size) of a plane for RGB whose border is cleared."""
+        plane = self.planes[f"rgb {size}"]
+        plane = self.bordered[size] = plane.permute(0, 2, 3, 1).view(plane.shape)
+        for side in (0, -1):
+            plane[:, :, side] = 0
+            plane[:, :, :, side] = 0
+        return plane[:, :, 1:-1, 1:-1]
 
 
 def _rows_of(feature: Tensor) -> Feature:

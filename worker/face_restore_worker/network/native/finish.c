@@ -71,7 +71,7 @@ INLINE void pixels(const struct finish *f, int y, int x, const int bf16) {
     for (int k = 0; k < 3; k++) {
         __m512 colour = _mm512_add_ps(sums(colours[k]), _mm512_set1_ps(f->bias[k]));
         colour = _mm512_add_ps(colour, enlarged(f, k, f->first + y, x));
-        _mm512_storeu_ps(f->out + k * f->out_plane + (ptrdiff_t)(f->first + y) * f->columns + x,
+        _mm512_storeu_ps(f->out + k * f->out_plane + (f->first + y) * f->out_line + x,
                          colour);
     }
 }

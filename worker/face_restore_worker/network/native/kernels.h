@@ -64,7 +64,7 @@ struct downsample {
  *
  * `image`, `encoder` and `part` begin at row `first` of the plane and have `rows` rows, `columns`
  * wide, of `channels` channels (multiples of 16), channels_last. `below` is fp32 RGB, three planes
- * of half the size inside a border of one zero; `out` is fp32 RGB, three whole planes.
+ * of half the size inside a border of one zero; `out` is fp32 RGB, three whole planes, rows `out_line` apart.
  */
 struct finish {
     const void *image, *encoder;
@@ -72,7 +72,7 @@ struct finish {
     const float *weight; /* (3, 2 channels) */
     const float *shift, *bias, *below;
     float *out;
-    ptrdiff_t image_pixel, encoder_pixel, part_pixel, below_plane, out_plane;
+    ptrdiff_t image_pixel, encoder_pixel, part_pixel, below_plane, out_plane, out_line;
     int32_t channels, first, rows, columns;
     float gain;
 };

@@ -60,7 +60,7 @@ ARGUMENTS = {
     "finish": _structure(
         "Finish",
         "image encoder part weight shift bias below out",
-        "image_pixel encoder_pixel part_pixel below_plane out_plane",
+        "image_pixel encoder_pixel part_pixel below_plane out_plane out_line",
         "channels first rows columns",
         "gain",
     ),
