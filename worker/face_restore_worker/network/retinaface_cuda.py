@@ -111,8 +111,9 @@ class RetinaFaceCuda:
 
     def _warm_up(self, size: _Size, graph: bool) -> None:
         """Let cuDNN choose its algorithms, record, and see that the graph gives the same."""
-        trial = torch.randint(0, 256, size.pixels.shape, dtype=torch.uint8)
-        size.pixels.copy_(trial)
+        generator = torch.Generator().manual_seed(1)
+        shape = size.pixels.shape
+        size.pixels.copy_(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
         self._forward(size)
         if not graph:
             return

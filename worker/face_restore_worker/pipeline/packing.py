@@ -42,12 +42,15 @@ def cover(boxes: Floats, bounds: Rect) -> list[Rect]:
 
 def _halved(boxes: Floats) -> list[Floats] | None:
     """The two groups with the smallest rectangles, None where one for all is as good."""
-    best, halves = _growing(boxes)[-1], None
+    if len(boxes) == 1:
+        return None
+    width, height = boxes[:, 2:].max(axis=0) - boxes[:, :2].min(axis=0)
+    best, halves = width * height, None
     for axis in (0, 1):
         ordered = boxes[np.argsort(boxes[:, axis], kind="stable")]
         total = _growing(ordered)[:-1] + _growing(ordered[::-1])[::-1][1:]
-        if len(total) and total.min() < best:
-            cut = int(total.argmin()) + 1
+        cut = int(total.argmin()) + 1
+        if total[cut - 1] < best:
             best, halves = total[cut - 1], [ordered[:cut], ordered[cut:]]
     return halves
 
@@ -56,7 +59,8 @@ def _growing(boxes: Floats) -> Floats:
     """The areas of the rectangles about the first, the first two, ... of the boxes: (N,)."""
     low = np.minimum.accumulate(boxes[:, :2], axis=0)
     high = np.maximum.accumulate(boxes[:, 2:], axis=0)
-    areas: Floats = np.prod(high - low, axis=1)
+    size = high - low
+    areas: Floats = size[:, 0] * size[:, 1]
     return areas
 
 

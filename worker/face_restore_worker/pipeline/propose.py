@@ -163,7 +163,7 @@ def _kept(cells: NDArray[np.bool_], tile: Rect, area: Rect) -> Floats:
     """Centres (N, 2) of the cells that pass, without the rim of a tile that another one sees."""
     from face_restore_worker.network.proposer import STRIDE
 
-    rows, columns = np.nonzero(cells)
+    rows, columns = np.divmod(np.flatnonzero(cells), cells.shape[1])  # faster than nonzero
     points = np.stack([columns, rows], axis=1) * STRIDE + (STRIDE / 2 + np.array(tile[:2]))
     rim = OVERLAP / 2 - STRIDE  # so that tiles' cells meet whatever their phases are
     low = np.array([t + rim if t > a else t for t, a in zip(tile[:2], area[:2], strict=True)])
