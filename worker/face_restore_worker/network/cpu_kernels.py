@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from face_restore_worker.network.cpu_levels import FineLevel, LevelPlanes
 from face_restore_worker.network.cpu_memory import Planes
 from face_restore_worker.network.cpu_native import NativeLevel
-from face_restore_worker.network.cpu_native_encoder import NativeDown
+from face_restore_worker.network.cpu_native_encoder import NativeDown, NativeFirst
 from face_restore_worker.network.cpu_ops import channels_last
 from face_restore_worker.network.cpu_strips import StripPool
 from face_restore_worker.network.gpen import StyledConv, ToRgb
@@ -33,8 +33,9 @@ def kernels(dtype: torch.dtype) -> Library | None:
 def agrees(found: Library, dtype: torch.dtype) -> bool:
     """Whether small levels come out as torch has them; otherwise a line is logged."""
     bound = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
-    # Panels of 16 outputs in one, of 32 in the other.
-    error = _difference(found, 16, dtype) + _encoder_difference(found, 32, dtype)
+    # Panels of 16 outputs and of 32; the level in bands and as a whole.
+    error = _difference(found, 16, dtype, whole=0) + _difference(found, 32, dtype, whole=32)
+    error += _encoder_difference(found, 32, dtype)
     if error < bound:
         return True
     log.warning(
@@ -44,7 +45,9 @@ def agrees(found: Library, dtype: torch.dtype) -> bool:
 
 
 @torch.inference_mode()
-def _difference(found: Library, channels: int, dtype: torch.dtype, size: int = 32) -> float:
+def _difference(
+    found: Library, channels: int, dtype: torch.dtype, whole: int, size: int = 32
+) -> float:
     """Relative difference of a level's RGB to the same level by torch, random weights."""
     generator = torch.Generator().manual_seed(channels)
     up = StyledConv(2 * channels, channels, 8, upsample=True)
@@ -57,7 +60,7 @@ def _difference(found: Library, channels: int, dtype: torch.dtype, size: int = 3
     feature = channels_last(torch.randn((1, channels, size, size), generator=generator), dtype)
     below = F.pad(torch.randn(1, 3, size // 2, size // 2), (1, 1, 1, 1))
     results = []
-    for level in (FineLevel(layers, dtype, size), NativeLevel(found, layers, dtype, size)):
+    for native in (False, True):
         rgb = torch.zeros(1, 3, size, size)
         planes = LevelPlanes(
             source=channels_last(source, dtype),
@@ -69,7 +72,11 @@ def _difference(found: Library, channels: int, dtype: torch.dtype, size: int = 3
         )
         assert planes.out is not None
         with StripPool() as pool:
-            level.styled(style).run(pool, planes)
+            if native:
+                level = NativeLevel(found, layers, dtype, size)
+                level.styled(style).run(pool, planes, whole=whole)
+            else:
+                FineLevel(layers, dtype, size).styled(style).run(pool, planes)
         results.append(torch.cat((rgb, planes.out.float()), 1))
     return float((results[1] - results[0]).norm() / results[0].norm())
 
@@ -80,12 +87,15 @@ def _encoder_difference(found: Library, channels: int, dtype: torch.dtype, size:
     generator = torch.Generator().manual_seed(channels)
     weight = torch.randn((channels, 16, 3, 3), generator=generator)
     bias = torch.randn(channels, generator=generator)
-    above = torch.randn((1, 16, 2 * size, 2 * size), generator=generator).to(dtype)
-    above = channels_last(above, dtype)
+    picture = torch.randn((1, 3, 2 * size, 2 * size), generator=generator)
+    colours = torch.randn((16, 3, 1, 1), generator=generator)
+    first_bias = torch.randn(16, generator=generator)
+    above = NativeFirst(found, colours, first_bias, dtype)(picture)
     out = channels_last(torch.zeros(1, channels, size, size), dtype)
     with StripPool() as pool:
         level = NativeDown(found, weight, bias, dtype)
         level.run(pool, lambda rows: above[:, :, rows.slice], out, Planes())
-    blurred = F.conv2d(above.float(), fir_kernel(16, 1.0, weight), padding=2, groups=16)
+    feature = F.leaky_relu(F.conv2d(picture, colours, first_bias), SLOPE)
+    blurred = F.conv2d(feature, fir_kernel(16, 1.0, weight), padding=2, groups=16)
     wanted = F.leaky_relu(F.conv2d(blurred, weight, bias, stride=2), SLOPE)
     return float((out.float() - wanted).norm() / wanted.norm())

@@ -58,7 +58,7 @@ _KEPT = 3  # rows of the transposed convolution that the next tile row needs
 def usable(layers: Layers, size: int) -> bool:
     """Whether the kernels take a level of these layers and this side."""
     inputs, outputs = layers[0].conv.weight.shape[2], layers[1].conv.weight.shape[1]
-    return size % 32 == 0 and inputs % 16 == 0 and (outputs == 16 or outputs % 32 == 0)
+    return size % 32 == 0 and inputs % 32 == 0 and (outputs == 16 or outputs % 32 == 0)
 
 
 def block_tiles(inputs: int) -> int:
@@ -124,13 +124,15 @@ class StyledNative:
     scale: Tensor
     rgb: Tensor
 
-    def run(self, pool: StripPool, planes: LevelPlanes, finest: Finest | None = None) -> None:
+    def run(self, pool: StripPool, planes: LevelPlanes, finest: Finest | None = None,
+            whole: int | None = None) -> None:  # fmt: skip
         """Compute the level; `planes` has RGB in three planes.
 
         finest: what to compute the encoder's feature from, instead of `planes.feature`.
+        whole: instead of WHOLE.
         """
         layer = self.layer
-        if layer.size > WHOLE:
+        if layer.size > (WHOLE if whole is None else whole):
             row_bytes = layer.size * layer.channels * layer.dtype.itemsize
             step = strip_rows(layer.size, row_bytes, pool.threads)
             workers = [_Band(self, planes, thread, finest) for thread in range(pool.threads)]

@@ -111,7 +111,7 @@ INLINE void transform_int16(__m512 blurred[SIDE][WIDE], int tiles, int group, in
                 if (k < 4)
                     most = larger(most, odd[t][k][j]);
             }
-        scale[k] = int_scale(_mm512_reduce_max_ps(most) * ROW_SUM, factor + k);
+        scale[k] = int_scale(most, ROW_SUM, factor + k);
     }
     for (int t = 0; t < tiles; t++)
         for (int k = 0; k < 5; k++) {

@@ -185,14 +185,20 @@ INLINE void int_product(const int32_t *a, ptrdiff_t a_row, const int32_t *b, flo
 
 #define INT16_LIMIT 16383.0f /* largest transformed value; the weights are bounded by it too */
 
-/* What brings values of at most `bound` to int16; *factor takes it back. */
-INLINE __m512 int_scale(float bound, float *factor) {
+/* The larger absolute values, or NaN: as integers their bits are in the same order. */
+INLINE __m512 larger(__m512 most, __m512 x) {
+    __m512i size = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+    return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(most), size));
+}
+
+/* What brings values to int16, that are at most `growth` times what `larger` found; *factor takes it
+ * back, and is not finite where they are not. */
+INLINE __m512 int_scale(__m512 most, float growth, float *factor) {
+    __m512i bits = _mm512_set1_epi32((int)_mm512_reduce_max_epu32(_mm512_castps_si512(most)));
+    float bound = growth * _mm512_cvtss_f32(_mm512_castsi512_ps(bits));
     *factor = bound / INT16_LIMIT;
     return _mm512_set1_ps(bound > 0 ? INT16_LIMIT / bound : 0);
 }
-
-/* The larger absolute values. */
-INLINE __m512 larger(__m512 a, __m512 b) { return _mm512_range_ps(a, b, 11); }
 
 /* 32 values as int16: by four of a and of b in turn. */
 INLINE __m512i pack(__m512 a, __m512 b) {

@@ -130,7 +130,7 @@ INLINE void input_int16(const struct winograd *w, int row, int column, int tiles
             for (int g = 0; g < groups; g++)
                 for (int x = 0; x < tiles * TILE + 2; x++)
                     most = larger(most, lines[g][k][x]);
-            scale[k] = int_scale(_mm512_reduce_max_ps(most) * ROW_SUM, factor + k);
+            scale[k] = int_scale(most, ROW_SUM, factor + k);
         }
         for (int g = 0; g < groups; g += 2)
             for (int t = 0; t < tiles; t++)
