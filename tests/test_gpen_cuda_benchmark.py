@@ -148,10 +148,10 @@ def test_unknown_words_are_refused(
 
 def test_the_detectors_work_is_calculated(bench: ModuleType) -> None:
     found = bench.photograph.calculated("fp16")
-    one, four, proposer = found.values()
+    one, four, proposer, more = found.values()
     assert four["gflop"] == pytest.approx(4 * one["gflop"]) and 4 < one["gflop"] < 6
     assert four["gb"] == pytest.approx(4 * one["gb"], rel=0.01)
-    assert 10 < one["peak_mb"] < 100 and 0.7 < proposer["gflop"] < 1
+    assert 10 < one["peak_mb"] < 100 and 0.7 < proposer["gflop"] < 1 and more["peak_mb"] < 100
 
 
 @pytest.mark.slow

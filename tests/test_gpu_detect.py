@@ -10,6 +10,7 @@ import pytest
 import torch
 from face_restore_shared.options import DetectOptions
 from face_restore_worker.models.store import BUILTIN_DIR
+from face_restore_worker.network.proposer_cuda import ProposerCuda
 from face_restore_worker.pipeline import detect, gpu_detect, gpu_pyramid, pyramid, refine, search
 from face_restore_worker.pipeline.detect import FaceDetector, load_detector
 from face_restore_worker.pipeline.facexlib_nets import load_retinaface
@@ -17,12 +18,7 @@ from face_restore_worker.pipeline.gpu_bus import Bus
 from face_restore_worker.pipeline.gpu_detect import DeviceDetector
 from face_restore_worker.pipeline.gpu_propose import DeviceProposer
 from face_restore_worker.pipeline.gpu_refine import read_crops
-from face_restore_worker.pipeline.propose import (
-    PROPOSER_FILE,
-    PROPOSER_THRESHOLD,
-    framed,
-    load_network,
-)
+from face_restore_worker.pipeline.propose import PROPOSER_FILE, PROPOSER_THRESHOLD, load_network
 from face_restore_worker.pipeline.pyramid import Picture
 from face_restore_worker.pipeline.types import Face
 from hypothesis import Phase, given, settings
@@ -121,40 +117,66 @@ def difference(found: torch.Tensor, wanted: np.ndarray) -> int:
 # --- the proposer -------------------------------------------------------------------------------
 
 
+def proposer_on(network: nn.Module, threshold: float, side: int = 128) -> DeviceProposer:
+    return DeviceProposer(ProposerCuda(network, torch.float32, CPU, side, (1, 2)), threshold)
+
+
+class Spots(nn.Module):
+    """Passes cells that hold a bright pixel: an output for each of the first two channels."""
+
+    def answers(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.max_pool2d(x[:, :2, 1:-1, 1:-1], 8) - 1
+
+
+@pytest.mark.parametrize("quarters", [(0,), (1,), (2,), (3,), (0, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(40, 72), (128, 128), (33, 301), (500, 45), (257, 400)])
+def test_places_lie_where_they_were_seen(shape: tuple[int, int], quarters: Any) -> None:
+    image = np.zeros((*shape, 3), np.uint8)
+    height, width = shape
+    across, down = range(3, width, 29), range(5, height, 31)
+    spots = [(x, y) for x in (*across, width - 1) for y in (*down, height - 1)]
+    for x, y in spots:
+        image[y, x, 0] = 255
+    image[7, 20, 1] = 255
+    level = gpu_pyramid.build_levels(uploaded(image), 1)[0]
+    with torch.inference_mode():
+        places = proposer_on(Spots(), 0.5, 192).places(level, (0, 0, width, height), quarters)
+    for x, y in spots:
+        assert np.abs(places.small - (x + 0.5, y + 0.5)).max(axis=1).min() <= 8
+    assert all(np.abs(np.array(spots) - p).max(axis=1).min() <= 8 for p in places.small)
+    assert len(places.large) >= 1 and np.abs(places.large - (20.5, 7.5)).max() <= 8
+
+
 @pytest.mark.parametrize("quarters", [(0,), (1,), (0, 1, 2, 3)])
 def test_the_proposer_gives_the_networks_answers(quarters: tuple[int, ...]) -> None:
-    image = noise(83, 130)
-    rows, columns = 11, 17
+    image = np.repeat(noise(128, 128)[..., None], 3, 2)
     network = load_network(PROPOSER[0]).eval()
-    answers = np.full((2, rows, columns), -np.inf)
+    answers = np.full((2, 16, 16), -np.inf)
     for quarter in quarters:
-        turned = np.rot90(np.repeat(image[..., None], 3, 2), quarter)
-        height, width = turned.shape[:2]
-        size, (top, left) = framed(height, width, quarter)
-        frame = np.full(size, 128, np.float32)
-        frame[top : top + height, left : left + width] = turned
+        frame = np.pad(np.rot90(image, quarter), ((1, 1), (1, 1), (0, 0)), constant_values=128)
         with torch.inference_mode():
-            logits = network(torch.from_numpy(frame).permute(2, 0, 1)[None])[0].numpy()
-        answers = np.maximum(answers, np.rot90(logits, -quarter, (1, 2))[:, :rows, :columns])
-    proposer = DeviceProposer(*PROPOSER, CPU, torch.float32)
+            logits = network(torch.from_numpy(frame).permute(2, 0, 1)[None].float())[0].numpy()
+        answers = np.maximum(answers, np.rot90(logits, -quarter, (1, 2)))
     low, high = np.sort(answers[0], axis=None)[80:82]
-    proposer._logit = (low + high) / 2
+    middle = float(low + high) / 2
+    level = gpu_pyramid.build_levels(uploaded(image[..., 0]), 1, 400)[0]
     with torch.inference_mode():
-        found = proposer.places(
-            gpu_pyramid.build_levels(uploaded(image), 1, 400)[0], (0, 0, 130, 83), quarters
-        )
-    assert len(found.small) == rows * columns - 81
-    for places, cells in zip((found.small, found.large), answers >= proposer._logit, strict=True):
+        proposer = proposer_on(network, 1 / (1 + np.exp(-middle)))
+        found = proposer.places(level, (0, 0, 128, 128), quarters)
+    assert len(found.small) == 256 - 81 and found.looked_at == 256
+    for places, cells in zip((found.small, found.large), answers >= middle, strict=True):
         y, x = np.nonzero(cells)
         np.testing.assert_array_equal(places, np.stack([x, y], 1) * 8 + 4.0)
-    assert found.looked_at == rows * columns
 
 
 def test_cells_that_are_no_numbers_are_looked_at() -> None:
-    proposer = DeviceProposer(*PROPOSER, CPU, torch.float32)
-    proposer._module.answers = lambda x: torch.full((1, 2, 5, 8), torch.nan)
+    class Nothing(nn.Module):
+        def answers(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(x), 2, 16, 16), torch.nan)
+
     level = gpu_pyramid.build_levels(uploaded(noise(40, 64, 3)), 1)[0]
-    assert len(proposer.places(level, (0, 0, 64, 40)).small) == 5 * 8
+    with torch.inference_mode():
+        assert len(proposer_on(Nothing(), 0.5).places(level, (0, 0, 64, 40)).small) == 5 * 8
 
 
 # --- the second look ----------------------------------------------------------------------------
@@ -460,15 +482,15 @@ def test_a_graph_is_used_only_if_it_gives_the_same(
             run()
             if not right:
                 for size in fast._sizes.values():
-                    size.result = size.result + 1.0
+                    size._result = size._result + 1.0
 
         return replay
 
-    monkeypatch.setattr("face_restore_worker.network.retinaface_cuda.capture", fake)
-    with torch.inference_mode():
-        for size in fast._sizes.values():
-            fast._warm_up(size, graph=True)
-    assert fast.recorded is right and ("graph is not used" in caplog.text) is not right
+    monkeypatch.setattr("face_restore_worker.network.cuda.recorded.capture", fake)
+    for size in fast._sizes.values():
+        size.record(torch.zeros_like(size.given))
+    assert fast.recorded is right
+    assert ("graph of the detector is not used" in caplog.text) is not right
 
 
 if torch.cuda.is_available():  # elsewhere there is nothing to report, not even a skip
@@ -479,6 +501,7 @@ if torch.cuda.is_available():  # elsewhere there is nothing to report, not even 
         found = load_detector(WEIGHTS, "builtin-detector", device="cuda")
         assert isinstance(found, DeviceDetector) and found.notes == []
         assert found.sheets.network.recorded and found.crops.network.recorded
+        assert found.proposer.network.recorded
         first, second = found.detect(scene), found.detect(scene)
         assert_alike(first, wanted, allowed=0.5)
         assert [face.score for face in first] == [face.score for face in second]

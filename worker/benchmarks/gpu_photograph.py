@@ -47,7 +47,9 @@ def detection(args: argparse.Namespace) -> dict[str, Any]:
         "device": events,
         "everywhere": full,
         "stages": stages(found, picture, args),
-        "recorded": found.sheets.network.recorded and found.crops.network.recorded,
+        "recorded": all(
+            part.network.recorded for part in (found.sheets, found.crops, found.proposer)
+        ),
         "notes": list(found.notes),
         "faces": [len(faces), len(full_faces), len(usual.detect(picture))],
         "differences": [
@@ -179,28 +181,26 @@ def job(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def calculated(precision: str) -> dict[str, dict[str, float]]:
     """Work of the networks by going through their code: GFLOP, GB moved, MB at once."""
-    import torch
     from face_restore_worker.models.store import BUILTIN_DIR
     from face_restore_worker.network.cuda.memory import META, work_of
-    from face_restore_worker.network.fused import fold_batch_norms
     from face_restore_worker.network.proposer import FaceProposer
+    from face_restore_worker.network.proposer_cuda import ProposerCuda
     from face_restore_worker.network.retinaface_cuda import RetinaFaceCuda
     from face_restore_worker.pipeline.facexlib_nets import load_retinaface
+    from face_restore_worker.pipeline.gpu_propose import BATCHES, SIDE
     from face_restore_worker.pipeline.search import TILE
 
     dtype = torch_type(precision)
     detector = load_retinaface(BUILTIN_DIR / "builtin-detector.safetensors")
     network = RetinaFaceCuda(detector, dtype, META, [(1, TILE), (4, TILE)])
-    proposer: Any = FaceProposer().eval()
-    fold_batch_norms(proposer)
-    proposer = proposer.to(META, dtype)
-    x = torch.empty(1, 3, 1026, 1026, dtype=dtype, device=META)
-    x = x.contiguous(memory_format=torch.channels_last)
+    proposer = ProposerCuda(FaceProposer(), dtype, META, SIDE, BATCHES)
     found = {
         f"detector, {count} x {side} x {side}": work_of(lambda: network.run((count, side)))  # noqa: B023
         for count, side in network.shapes
     }
-    found["proposer, 1024 x 1024"] = work_of(lambda: proposer.answers(x))
+    for count in BATCHES:
+        work = work_of(lambda: proposer.run(count))  # noqa: B023
+        found[f"proposer, {count} x {SIDE} x {SIDE}"] = work
     return {
         name: {"gflop": work.flop / 1e9, "gb": work.moved / 1e9, "peak_mb": work.peak / 1e6}
         for name, work in found.items()

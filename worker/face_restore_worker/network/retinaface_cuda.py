@@ -8,35 +8,19 @@ never by timing them) and its two hundred launches are recorded; no photograph w
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from face_restore_worker.network.cuda.context import exact
-from face_restore_worker.network.cuda.graph import capture
-from face_restore_worker.network.cuda.operations import relative_error
+from face_restore_worker.network.cuda.recorded import Recorded
 from face_restore_worker.network.retinaface_cpu import MEAN_RGB
-
-log = logging.getLogger(__name__)
 
 VALUES = 15
 """Of each anchor: its score, four offsets, ten of landmarks."""
 Shape = tuple[int, int]
 """Pictures of a batch, and their side in pixels, a multiple of 32."""
-
-_AGREE = 1e-3  # of a graph and what it was recorded from: the same kernels
-
-
-@dataclass
-class _Size:
-    """A batch of one shape: where its pixels go, where its result comes, what computes it."""
-
-    pixels: Tensor
-    result: Tensor
-    replay: Callable[[], None] | None = None
 
 
 class RetinaFaceCuda:
@@ -71,60 +55,35 @@ class RetinaFaceCuda:
             self._sizes = {}
             for count, side in self.shapes:
                 pixels = self.mean.expand(count, side, side, 3).contiguous()
-                self._sizes[count, side] = _Size(pixels, torch.empty(0))
-            if self.device.type == "cuda":
-                for size in self._sizes.values():
-                    self._warm_up(size, graph)
+                self._sizes[count, side] = Recorded(self._forward, pixels, "detector")
+        if graph and self.device.type == "cuda":
+            generator = torch.Generator().manual_seed(1)
+            for size in self._sizes.values():
+                shape = size.given.shape
+                size.record(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
 
     @property
     def recorded(self) -> bool:
         """Whether every shape runs as one CUDA graph."""
-        return all(size.replay is not None for size in self._sizes.values())
+        return all(size.recorded for size in self._sizes.values())
 
     def input(self, shape: Shape) -> Tensor:
         """(N, S, S, 3) uint8 RGB on the device, to be filled before `run`.
 
         What is no picture is to be `mean`.
         """
-        return self._sizes[shape].pixels
+        return self._sizes[shape].given
 
-    @torch.inference_mode()
     def run(self, shape: Shape) -> Tensor:
         """What each anchor of the `input` says, without waiting for the device.
 
         Returns (N, A, VALUES) fp32: the score, 0 to 1, four offsets, ten of landmarks, the anchors
         in the network's order. The next run of the shape overwrites it.
         """
-        size = self._sizes[shape]
-        with exact(self.device):
-            if size.replay is not None:
-                size.replay()
-            else:
-                self._forward(size)
-        return size.result
+        return self._sizes[shape].run()
 
-    def _forward(self, size: _Size) -> None:
+    def _forward(self, pixels: Tensor) -> Tensor:
         # Whole numbers below 256: exact in all of the types.
-        x = size.pixels.flip(3).to(self.dtype) - self._bgr
+        x = pixels.flip(3).to(self.dtype) - self._bgr
         offsets, probabilities, points = self._network(x.permute(0, 3, 1, 2))
-        size.result = torch.cat((probabilities[..., 1:], offsets, points), dim=2).float()
-
-    def _warm_up(self, size: _Size, graph: bool) -> None:
-        """Let cuDNN choose its algorithms, record, and see that the graph gives the same."""
-        generator = torch.Generator().manual_seed(1)
-        shape = size.pixels.shape
-        size.pixels.copy_(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
-        self._forward(size)
-        if not graph:
-            return
-        eager = torch.nan_to_num(size.result)
-        forward = lambda: self._forward(size)  # noqa: E731
-        replay = capture(forward, self.device)
-        if replay is forward:
-            return
-        replay()
-        error = relative_error(torch.nan_to_num(size.result), eager)
-        if not error <= _AGREE:
-            log.warning("The detector's CUDA graph is not used: its result is off by %.2g.", error)
-            return
-        size.replay = replay
+        return torch.cat((probabilities[..., 1:], offsets, points), dim=2).float()

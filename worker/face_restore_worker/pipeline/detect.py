@@ -24,7 +24,12 @@ from numpy.typing import NDArray
 from face_restore_worker.models.store import BUILTIN_DIR
 from face_restore_worker.pipeline import pyramid, search
 from face_restore_worker.pipeline.device import choose_precision, free_caches, is_out_of_memory
-from face_restore_worker.pipeline.propose import PROPOSER_FILE, PROPOSER_THRESHOLD, Proposer
+from face_restore_worker.pipeline.propose import (
+    PROPOSER_FILE,
+    PROPOSER_THRESHOLD,
+    PlaceFinder,
+    Proposer,
+)
 from face_restore_worker.pipeline.pyramid import Picture, Rect, Scale
 from face_restore_worker.pipeline.refine import Crops, Looker, refine
 from face_restore_worker.pipeline.types import Face
@@ -242,7 +247,7 @@ class FaceDetector:
         refine_all: bool = True,
         scanner: Scanner | None = None,
         second: Scanner | None = None,
-        proposer: Proposer | None = None,
+        proposer: PlaceFinder | None = None,
     ) -> None:
         self.network = Network(network, device, scanner)
         self.second = Network(network, device, second)

@@ -19,9 +19,10 @@ from face_restore_worker.pipeline import gpu_pyramid, search
 from face_restore_worker.pipeline.detect import FaceDetector, Task, seen_well
 from face_restore_worker.pipeline.device import free_caches, is_out_of_memory
 from face_restore_worker.pipeline.gpu_bus import Bus
-from face_restore_worker.pipeline.gpu_propose import DeviceProposer
+from face_restore_worker.pipeline.gpu_propose import BATCHES, SIDE, DeviceProposer
 from face_restore_worker.pipeline.gpu_refine import DeviceCrops
 from face_restore_worker.pipeline.gpu_search import DeviceNetwork, NotFinite
+from face_restore_worker.pipeline.propose import load_network
 from face_restore_worker.pipeline.refine import CROP_SIDE, Looker
 from face_restore_worker.pipeline.types import Face
 from face_restore_worker.pipeline.views import Candidates
@@ -78,10 +79,17 @@ class DeviceDetector(FaceDetector):
         self._bus = Bus(self.device)
         self.sheets = self._prepared(precision, [(n, search.TILE) for n in batches])
         self.crops = self._prepared("fp32", [(n, CROP_SIDE) for n in _CROPS])
-        self.proposer = None
         if proposer is not None:
-            dtype = getattr(torch, _DTYPES[precision])
-            self.proposer = DeviceProposer(*proposer, self.device, dtype)
+            self.proposer = self._proposer(*proposer)
+
+    def _proposer(self, path: Path, threshold: float) -> DeviceProposer:
+        import torch
+
+        from face_restore_worker.network.proposer_cuda import ProposerCuda
+
+        dtype = getattr(torch, _DTYPES[self.precision])
+        network = ProposerCuda(load_network(path), dtype, self.device, SIDE, BATCHES)
+        return DeviceProposer(network, threshold)
 
     def _prepared(self, precision: str, shapes: list[tuple[int, int]]) -> DeviceNetwork:
         import torch

@@ -2,77 +2,82 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from face_restore_worker.pipeline.propose import Frames, Proposer, framed, load_network, logit
+from face_restore_worker.pipeline import pyramid
+from face_restore_worker.pipeline.gpu_pyramid import DeviceLevel
+from face_restore_worker.pipeline.propose import OVERLAP, Floats, Places, kept_cells, logit
+from face_restore_worker.pipeline.pyramid import Rect
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
+    from face_restore_worker.network.proposer_cuda import ProposerCuda
 
-class DeviceProposer(Proposer):
-    """The proposer's network on a device; its levels are ``gpu_pyramid.DeviceLevel``.
+SIDE = 1024
+"""Of the squares a level is looked at in: always the same, so that nothing is set up for a picture
+of another size. They overlap more than strips do, which costs a GPU less than its launches."""
+BATCHES = (1, 4)
 
-    path, threshold: as for Proposer. dtype: of convolutions and features.
-    Raises CheckpointError where the file is not that network.
+
+class DeviceProposer:
+    """Where a level of a photograph on a device may show faces; see ``propose.Proposer``.
+
+    network: on that device. threshold: as for Proposer.
     """
 
-    def __init__(
-        self, path: str | Path, threshold: float, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        import torch
-
-        from face_restore_worker.network.fused import fold_batch_norms
-        from face_restore_worker.network.proposer import GRAY
-
-        network = copy.deepcopy(load_network(path)).eval().requires_grad_(False)
-        fold_batch_norms(network)
-        module: Any = network.to(device=device, dtype=dtype)
-        self._module = module.to(memory_format=torch.channels_last)
-        self._dtype = dtype
-        self._offset = torch.tensor(-GRAY / 64, device=device)
+    def __init__(self, network: ProposerCuda, threshold: float) -> None:
+        self.network = network
         self._logit = logit(threshold)
 
-    def _passes(self, pixels: Tensor, quarters: Sequence[int], frames: Frames) -> Tensor:  # type: ignore[override]
-        """Which cells of a piece pass in any turn of it: (2, rows, columns), on the device."""
-        import torch
-
+    def places(self, level: DeviceLevel, area: Rect, quarters: Sequence[int] = (0,)) -> Places:
+        """See ``Proposer.places``; the device is waited for once."""
         from face_restore_worker.network.proposer import STRIDE
 
-        height, width = pixels.shape[:2]
-        rows, columns = -(-height // STRIDE), -(-width // STRIDE)
-        passes = pixels.new_zeros((2, rows, columns), dtype=torch.bool)
-        for quarter in quarters:
-            view = torch.rot90(pixels, quarter) if quarter else pixels
-            logits = self._answers(view, quarter)
+        side = self.network.side
+        tiles = pyramid.tiles(area, side, OVERLAP, multiple=side)
+        cells = self._passes(level, [(tile, quarter) for tile in tiles for quarter in quarters])
+        found: list[list[Floats]] = [[], []]
+        looked_at = 0
+        for number, tile in enumerate(tiles):
+            rows, columns = -(-(tile[3] - tile[1]) // STRIDE), -(-(tile[2] - tile[0]) // STRIDE)
+            looked_at += rows * columns
+            views = cells[number * len(quarters) : (number + 1) * len(quarters)]
+            passes = np.logical_or.reduce(
+                [np.rot90(v, -q, (1, 2)) for v, q in zip(views, quarters, strict=True)]
+            )
+            for maps, one in zip(found, passes[:, :rows, :columns], strict=True):
+                maps.append(kept_cells(one, tile, area))
+        small, large = (np.concatenate(parts) for parts in found)
+        return Places(small, large, looked_at)
+
+    def _passes(self, level: DeviceLevel, views: Sequence[tuple[Rect, int]]) -> NDArray[np.bool_]:
+        """Which cells of turned tiles pass, each as it was turned: (N, 2, rows, columns)."""
+        import torch
+
+        answers = []
+        left = list(views)
+        while left:
+            batches = self.network.batches
+            batch = next((n for n in batches if n >= len(left)), batches[-1])
+            now, left = left[:batch], left[batch:]
+            for number, (tile, quarter) in enumerate(now):
+                self._put(batch, number, level.read(tile), quarter)
             # A cell whose value is no number passes: the detector looks there.
-            passes |= ~(logits[:, :rows, :columns] < self._logit)
+            answers.append(~(self.network.run(batch)[: len(now)] < self._logit))
+        passes: NDArray[np.bool_] = torch.cat(answers).cpu().numpy()
         return passes
 
-    def _answers(self, view: Tensor, quarter: int) -> Tensor:
-        """The network's answers on a turned piece, turned back; see ``Proposer._logits``."""
+    def _put(self, batch: int, number: int, pixels: Tensor, quarter: int) -> None:
+        """Put a tile on a square; what is filled up lies right and below once turned back."""
         import torch
 
+        view = torch.rot90(pixels, quarter) if quarter else pixels
         height, width = view.shape[:2]
-        size, (top, left) = framed(height, width, quarter)
-        frame = torch.zeros(size, dtype=self._dtype, device=view.device)
-        inner = frame[top : top + height, left : left + width]
-        # (pixels - GRAY) / 64 in one pass; exact in all types.
-        torch.add(self._offset, view, alpha=1 / 64, out=inner)
-        logits = self._module.answers(frame.permute(2, 0, 1)[None])[0].float()
-        return torch.rot90(logits, -quarter, (1, 2))
-
-    def _fetched(self, passes: list[Tensor]) -> list[NDArray[np.bool_]]:
-        """All of a level's answers, waited for once."""
-        import torch
-
-        cells = torch.cat([one.flatten() for one in passes]).cpu()
-        parts = cells.split([one.numel() for one in passes])
-        return [part.view(one.shape).numpy() for part, one in zip(parts, passes, strict=True)]
+        top = self.network.side - height if quarter in (1, 2) else 0
+        left = self.network.side - width if quarter in (2, 3) else 0
+        self.network.put(batch, number, view, top, left)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,13 @@ def load_network(path: str | Path) -> FaceProposer:
     return network
 
 
+class PlaceFinder(Protocol):
+    """Says where a level may show faces; see Proposer."""
+
+    def places(self, level: Any, area: Rect, quarters: Sequence[int] = (0,)) -> Places:
+        """See Proposer.places."""
+
+
 class Proposer:
     """The proposer's network on the processor.
 
@@ -96,17 +103,15 @@ class Proposer:
         width = min(area[2] - area[0], STRIP_WIDTH)
         height = max(STRIP_PIXELS // width, STRIP_HEIGHT)
         tiles = pyramid.tiles(area, STRIP_WIDTH, OVERLAP, height=height)
-        passes = self._fetched([self._passes(level.read(tile), quarters, frames) for tile in tiles])
-        found = [
-            [_kept(cells, tile, area) for tile, cells in zip(tiles, maps, strict=True)]
-            for maps in zip(*passes, strict=True)
-        ]
+        found: list[list[Floats]] = [[], []]
+        looked_at = 0
+        for tile in tiles:
+            passes = self._passes(level.read(tile), quarters, frames)
+            looked_at += passes[0].size
+            for maps, cells in zip(found, passes, strict=True):
+                maps.append(kept_cells(cells, tile, area))
         small, large = (np.concatenate(parts) for parts in found)
-        return Places(small, large, sum(one[0].size for one in passes))
-
-    def _fetched(self, passes: list[Any]) -> list[NDArray[np.bool_]]:
-        """What `_passes` returned, in the computer's memory."""
-        return passes
+        return Places(small, large, looked_at)
 
     def _passes(self, pixels: Pixels, quarters: Sequence[int], frames: Frames) -> NDArray[np.bool_]:
         """Which cells of a piece pass in any turn of it: (2, rows, columns)."""
@@ -124,13 +129,17 @@ class Proposer:
         """The answers on a turned piece, turned back: (2, at least rows, at least columns)."""
         import torch
 
-        from face_restore_worker.network.proposer import GRAY
+        from face_restore_worker.network.proposer import BORDER, GRAIN, GRAY
 
         height, width = view.shape[:2]
         key = (height, width, quarter)
-        size, (top, left) = framed(height, width, quarter)
+        # What is filled up must lie right and below once turned back.
+        extra = (-height % GRAIN, -width % GRAIN)
+        before = (extra[0] if quarter in (1, 2) else 0, extra[1] if quarter in (2, 3) else 0)
         if key not in frames:
+            size = (height + extra[0] + 2 * BORDER, width + extra[1] + 2 * BORDER, 3)
             frames[key] = torch.full(size, GRAY, dtype=self._network.dtype)
+        top, left = before[0] + BORDER, before[1] + BORDER
         # Converts and frames the pixels in one pass. Torch takes neither negative strides nor, but
         # with a warning, what must not be written to; so those are copied.
         pixels = torch.from_numpy(np.require(view, requirements=["C", "W"] if quarter else ["W"]))
@@ -145,22 +154,8 @@ def logit(probability: float) -> float:
     return float(np.log(probability / (1 - probability)))
 
 
-def framed(height: int, width: int, quarter: int) -> tuple[tuple[int, int, int], tuple[int, int]]:
-    """The network's input for a turned picture: its shape, and where the first pixel lies in it.
-
-    What is filled up lies right and below once turned back.
-    """
-    from face_restore_worker.network.proposer import BORDER, GRAIN
-
-    extra = (-height % GRAIN, -width % GRAIN)
-    top = BORDER + (extra[0] if quarter in (1, 2) else 0)
-    left = BORDER + (extra[1] if quarter in (2, 3) else 0)
-    size = (height + extra[0] + 2 * BORDER, width + extra[1] + 2 * BORDER, 3)
-    return size, (top, left)
-
-
-def _kept(cells: NDArray[np.bool_], tile: Rect, area: Rect) -> Floats:
-    """Centres (N, 2) of the cells that pass, without the rim of a tile that another one sees."""
+def kept_cells(cells: NDArray[np.bool_], tile: Rect, area: Rect) -> Floats:
+    """Centres (N, 2) of a tile's cells that pass, without those of a rim that another one sees."""
     from face_restore_worker.network.proposer import STRIDE
 
     rows, columns = np.divmod(np.flatnonzero(cells), cells.shape[1])  # faster than nonzero

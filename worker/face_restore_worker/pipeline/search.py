@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from face_restore_worker.pipeline import packing, pyramid
 from face_restore_worker.pipeline.anchors import STRIDE
 from face_restore_worker.pipeline.nms import suppress
-from face_restore_worker.pipeline.propose import Proposer
+from face_restore_worker.pipeline.propose import PlaceFinder
 from face_restore_worker.pipeline.pyramid import AnyScale, Level, Pixels, Rect, Scale
 from face_restore_worker.pipeline.views import (
     MEAN_BGR,
@@ -68,7 +68,7 @@ class Guide:
 
 
 def guide(
-    proposer: Proposer,
+    proposer: PlaceFinder,
     levels: Sequence[Scale],
     magnified: Sequence[Scale],
     wanted: Rect,
