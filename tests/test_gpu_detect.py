@@ -399,6 +399,26 @@ def test_a_network_that_overflows_runs_in_fp32_from_then_on(crowd: np.ndarray) -
     assert on_device(Overflowing(heals=False), precision="fp16").detect(crowd, QUICK) == []
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_no_room_for_fp32_is_a_full_device(crowd: np.ndarray, times: int) -> None:
+    found = on_device(
+        Overflowing(heals=True), precision="fp16", usual=lambda: FaceDetector(MarkerNetwork())
+    )
+    whole, calls = found._prepared, []
+
+    def full(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) <= times:
+            raise FULL
+        return whole(*arguments)
+
+    found._prepared = full  # type: ignore[method-assign]
+    told = [gpu_detect.IN_FP32.format("fp16")]
+    assert len(found.detect(crowd, QUICK)) == 3
+    assert found.notes == (told if times == 1 else [*told, gpu_detect.ON_CPU])
+    assert len(found.detect(crowd, QUICK)) == 3 and found.notes == []
+
+
 class Enough(Exception):
     pass
 

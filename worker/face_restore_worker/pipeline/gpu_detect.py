@@ -7,6 +7,7 @@ the network come back. Suppression and everything else on single faces is the pr
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,7 +78,8 @@ class DeviceDetector(FaceDetector):
         self._usual = usual
         self._on_cpu: FaceDetector | None = None
         self._bus = Bus(self.device)
-        self.sheets = self._prepared(precision, [(n, search.TILE) for n in batches])
+        self._shapes = [(n, search.TILE) for n in batches]
+        self.sheets: DeviceNetwork | None = self._prepared(precision, self._shapes)
         self.crops = self._prepared("fp32", [(n, CROP_SIDE) for n in _CROPS])
         if proposer is not None:
             self.proposer = self._proposer(*proposer)
@@ -131,22 +133,17 @@ class DeviceDetector(FaceDetector):
         from face_restore_worker.network.cuda.context import exact
 
         with torch.inference_mode(), exact(self.device):
-            try:
+            with contextlib.suppress(NotFinite):
                 return super().detect(image, options, selection)
-            except NotFinite:
-                self._run_in_fp32()
+            note = IN_FP32.format(self.precision)
+            log.warning("%s", note)
+            self.notes.append(note)
+            self.precision, self.sheets = "fp32", None
             return super().detect(image, options, selection)
 
-    def _run_in_fp32(self) -> None:
-        note = IN_FP32.format(self.precision)
-        log.warning("%s", note)
-        shapes = list(self.sheets.shapes)
-        del self.sheets  # two at once might not fit
-        self.sheets = self._prepared("fp32", shapes)
-        self.precision = "fp32"
-        self.notes.append(note)
-
     def _first_look(self, task: Task) -> tuple[Candidates, Looker]:
+        if self.sheets is None:  # let go of before the next one, as two might not fit
+            self.sheets = self._prepared(self.precision, self._shapes)
         self.sheets.watch = self.crops.watch = self.watch
         photo = gpu_pyramid.upload(task.picture, self._bus)
         levels = gpu_pyramid.build_levels(photo, task.shrink)
