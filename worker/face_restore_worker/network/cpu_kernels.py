@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from face_restore_worker.network.cpu_levels import FineLevel, LevelPlanes
 from face_restore_worker.network.cpu_memory import Planes
 from face_restore_worker.network.cpu_native import NativeLevel
-from face_restore_worker.network.cpu_native_encoder import NativeDown, NativeFirst
+from face_restore_worker.network.cpu_native_encoder import Finest, NativeDown, NativeFirst
 from face_restore_worker.network.cpu_ops import channels_last
 from face_restore_worker.network.cpu_strips import StripPool
 from face_restore_worker.network.gpen import StyledConv, ToRgb
@@ -90,11 +90,11 @@ def _encoder_difference(found: Library, channels: int, dtype: torch.dtype, size:
     picture = torch.randn((1, 3, 2 * size, 2 * size), generator=generator)
     colours = torch.randn((16, 3, 1, 1), generator=generator)
     first_bias = torch.randn(16, generator=generator)
-    above = NativeFirst(found, colours, first_bias, dtype)(picture)
+    above = Finest(NativeFirst(found, colours, first_bias, dtype), picture)
     out = channels_last(torch.zeros(1, channels, size, size), dtype)
     with StripPool() as pool:
         level = NativeDown(found, weight, bias, dtype)
-        level.run(pool, lambda rows: above[:, :, rows.slice], out, Planes())
+        level.run(pool, above, out, Planes())
     feature = F.leaky_relu(F.conv2d(picture, colours, first_bias), SLOPE)
     blurred = F.conv2d(feature, fir_kernel(16, 1.0, weight), padding=2, groups=16)
     wanted = F.leaky_relu(F.conv2d(blurred, weight, bias, stride=2), SLOPE)

@@ -12,12 +12,13 @@ from face_restore_worker.network.cpu_levels import Feature
 from face_restore_worker.network.cpu_memory import Planes
 from face_restore_worker.network.cpu_native_weights import down_fp32, down_int16
 from face_restore_worker.network.cpu_strips import Rows, StripPool, cut, strip_rows
-from face_restore_worker.network.native.library import Argument, Library
+from face_restore_worker.network.native.library import Argument, Library, structure
 
 _POINTS = 25
 # Tiles that go through transforms and products together: many where the weights come from far.
 _BLOCK, _LARGE_BLOCK = 32, 64
 _TILE = 4
+_ROWS_ABOVE = 12  # that a tile row takes
 MOST_INPUTS = {torch.float32: 256, torch.bfloat16: 256}
 
 
@@ -89,33 +90,52 @@ class NativeDown:
         else:
             self.weight = down_fp32(weight)
 
-    def run(self, pool: StripPool, above: Feature, out: Tensor, memory: Planes) -> None:
+    def run(self, pool: StripPool, above: Feature | Finest, out: Tensor, memory: Planes) -> None:
         """Write the whole plane (1, O, S, S), channels_last, S a multiple of 8, in strips.
 
-        above: rows of the plane of twice the side, (1, I, rows, 2 S).
+        above: rows of the plane of twice the side, (1, I, rows, 2 S), or what they are made from.
         """
         size = out.shape[2]
         count = _POINTS * (self.block * (4 * self.inputs + self.outputs) + 32)
-        free: SimpleQueue[Tensor] = SimpleQueue()
+        free: SimpleQueue[tuple[Tensor, Tensor]] = SimpleQueue()
+        rows_above = _ROWS_ABOVE if isinstance(above, Finest) else 0
+        shape = (self.inputs, rows_above, 2 * size)
         for thread in range(pool.threads):
-            free.put(memory.take(f"strip {thread} fp32", [(1, 1, count)], torch.float32)[0])
+            (scratch,) = memory.take(f"strip {thread} fp32", [(1, 1, count)], torch.float32)
+            (feature,) = memory.take(f"strip {thread}", [shape], self.dtype)
+            free.put((scratch, feature))
 
         def strip(rows: Rows) -> None:
-            need = Rows(max(2 * rows.start - 2, 0), min(2 * rows.stop + 2, 2 * size))
-            scratch = free.get()
+            scratch, feature = mine = free.get()
             try:
-                self._rows(above(need), need.start, rows, out[:, :, rows.slice], scratch)
+                if isinstance(above, Finest):
+                    self._encode(above, rows, out[:, :, rows.slice], scratch, feature)
+                else:
+                    need = Rows(max(2 * rows.start - 2, 0), min(2 * rows.stop + 2, 2 * size))
+                    source = above(need)
+                    self.kernels.call(
+                        "downsample", self.dtype, source=source, first=need.start,
+                        rows=source.shape[2], pixel=source.stride(3),
+                        **self._arguments(rows, out[:, :, rows.slice], scratch),
+                    )  # fmt: skip
             finally:
-                free.put(scratch)
+                free.put(mine)
 
         row_bytes = 4 * size * self.inputs * self.dtype.itemsize
         pool.each(strip, cut(Rows(0, size), strip_rows(size, row_bytes, pool.threads)))
 
-    def _rows(self, source: Tensor, first: int, rows: Rows, out: Tensor, scratch: Tensor) -> None:
-        """Write `rows` of the result to `out`; source has rows `first` on of the plane above."""
-        self.kernels.call(
-            "downsample", self.dtype, source=source, out=out, weight=self.weight, unit=self.unit,
-            bias=self.bias, scratch=scratch, pixel=source.stride(3), inputs=self.inputs,
-            outputs=self.outputs, first=first, rows=source.shape[2], columns=source.shape[3],
-            to=rows.stop // _TILE, block=self.block, **{"from": rows.start // _TILE},
-        )  # fmt: skip
+    def _encode(
+        self, finest: Finest, rows: Rows, out: Tensor, scratch: Tensor, feature: Tensor
+    ) -> None:
+        down = structure("downsample", pixel=self.inputs, **self._arguments(rows, out, scratch))
+        first = structure("first", **finest.arguments())
+        self.kernels.call("encode", self.dtype, down=down, first=first, feature=feature)
+
+    def _arguments(self, rows: Rows, out: Tensor, scratch: Tensor) -> dict[str, Argument]:
+        """To write `rows` of the result to `out`; what tells the plane above is not among them."""
+        return {
+            "out": out, "weight": self.weight, "unit": self.unit, "bias": self.bias,
+            "scratch": scratch, "inputs": self.inputs, "outputs": self.outputs,
+            "columns": 2 * out.shape[3], "from": rows.start // _TILE, "to": rows.stop // _TILE,
+            "block": self.block,
+        }  # fmt: skip

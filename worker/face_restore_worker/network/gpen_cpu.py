@@ -247,8 +247,11 @@ class _Face:
         fir, conv = owner.firs[index - 1], owner.encoder[index]
 
         if isinstance(conv, NativeDown):
-            out = self.planes[f"feature {size}"]
-            conv.run(self.pool, above, out, owner.planes)
+            out, first = self.planes[f"feature {size}"], owner.encoder[0]
+            if index == 1 and isinstance(first, NativeFirst):
+                conv.run(self.pool, Finest(first, self.x), out, owner.planes)
+            else:
+                conv.run(self.pool, above, out, owner.planes)
             return out
         assert not isinstance(conv, NativeFirst)  # is of no level
         plain: Conv | PatchConv = conv

@@ -1,5 +1,5 @@
-/* Rows of a level of the synthesis from its up-convolution to RGB, a few at a time, so that what one
- * kernel writes is still in the cache when the next reads it. */
+/* Several kernels for a few rows at a time, so that what one writes is still in the cache when the next
+ * reads it: a level of the synthesis from its up-convolution to RGB, the encoder's first level. */
 #include <string.h>
 
 #include "kernels.h"
@@ -43,8 +43,7 @@ static void raise_rows(const struct band *b, struct window *blurred, int first, 
 }
 
 /* Compute the encoder's first feature as far as row `end`. */
-static void feature_rows(const struct band *b, struct window *feature, int end, int bf16) {
-    struct first first = b->first;
+static void feature_rows(struct first first, struct window *feature, int end, int bf16) {
     first.picture += (ptrdiff_t)feature->end * first.columns;
     first.rows = end - feature->end;
     first.out = row_of(feature, feature->end);
@@ -64,7 +63,7 @@ static void convolve_rows(const struct band *b, const struct window *blurred, st
     struct finish finish = b->finish;
     if (b->first.picture) {
         move_to(feature, from - above);
-        feature_rows(b, feature, end, bf16);
+        feature_rows(b->first, feature, end, bf16);
         conv.encoder = row_of(feature, from - above);
     } else
         conv.encoder = (const char *)conv.encoder + (from - above) * line * conv.encoder_pixel;
@@ -86,7 +85,7 @@ static void convolve_rows(const struct band *b, const struct window *blurred, st
     }
 }
 
-static void compute(const struct band *b, int bf16) {
+static void synthesise(const struct band *b, int bf16) {
     int size = b->conv.columns, top = b->from > 0 ? b->from - 1 : 0;
     ptrdiff_t line = size * (bf16 ? 2 : 4);
     struct window blurred = {b->blurred, line * b->up.out_pixel, top, top};
@@ -105,6 +104,30 @@ static void compute(const struct band *b, int bf16) {
     }
 }
 
-void band_fp32(const struct band *b) { compute(b, 0); }
+void band_fp32(const struct band *b) { synthesise(b, 0); }
 
-void band_bf16(const struct band *b) { compute(b, 1); }
+void band_bf16(const struct band *b) { synthesise(b, 1); }
+
+static void encode(const struct encode *e, int bf16) {
+    int columns = e->first.columns;
+    ptrdiff_t value = bf16 ? 2 : 4;
+    int first = 2 * TILE * e->down.from - LEAD, top = first > 0 ? first : 0;
+    struct window feature = {e->feature, columns * e->first.outputs * value, top, top};
+    struct downsample down = e->down;
+    for (down.from = e->down.from; down.from < e->down.to; down.from++) {
+        down.to = down.from + 1;
+        move_to(&feature, 2 * TILE * down.from - LEAD);
+        feature_rows(e->first, &feature, smaller(2 * TILE * down.to + LEAD, columns), bf16);
+        down.source = feature.data;
+        down.first = feature.first, down.rows = feature.end - feature.first;
+        if (bf16)
+            downsample_bf16(&down);
+        else
+            downsample_fp32(&down);
+        down.out = (char *)down.out + TILE * (columns / 2) * down.outputs * value;
+    }
+}
+
+void encode_fp32(const struct encode *e) { encode(e, 0); }
+
+void encode_bf16(const struct encode *e) { encode(e, 1); }

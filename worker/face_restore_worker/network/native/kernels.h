@@ -118,6 +118,14 @@ struct band {
     int32_t from, to, step;
 };
 
+/* `first` and `downsample` for tile rows down.from to down.to - 1 of the encoder's first level, a tile row at a
+ * time. What tells rows is filled in; `feature` has room for 12 rows, and columns are its rows, too. */
+struct encode {
+    struct downsample down;
+    struct first first;
+    void *feature;
+};
+
 uint64_t version(void);  /* of the sources it was made from: build.py's `source_version` */
 int32_t features(void); /* 1: the processor has what fp32 needs; 2: and what bf16 needs */
 
@@ -135,6 +143,9 @@ void downsample_bf16(const struct downsample *d);
 
 void finish_fp32(const struct finish *f);
 void finish_bf16(const struct finish *f);
+
+void encode_fp32(const struct encode *e);
+void encode_bf16(const struct encode *e);
 
 void band_fp32(const struct band *b);
 void band_bf16(const struct band *b);

@@ -65,22 +65,23 @@ ARGUMENTS = {
         "gain",
     ),
 }
-ARGUMENTS["band"] = type(
+
+
+def _compound(name: str, parts: str, pointers: str, integers: str = "") -> type:
+    fields = [
+        (field, ARGUMENTS[kind]) for field, kind in (part.split("=") for part in parts.split())
+    ]
+    fields += [(field, ctypes.c_void_p) for field in pointers.split()]
+    fields += [(field, ctypes.c_int32) for field in integers.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+ARGUMENTS["encode"] = _compound("Encode", "down=downsample first=first", "feature")
+ARGUMENTS["band"] = _compound(
     "Band",
-    (ctypes.Structure,),
-    {
-        "_fields_": [
-            ("up", ARGUMENTS["upsample"]),
-            ("conv", ARGUMENTS["winograd"]),
-            ("finish", ARGUMENTS["finish"]),
-            ("first", ARGUMENTS["first"]),
-            ("blurred", ctypes.c_void_p),
-            ("feature", ctypes.c_void_p),
-            ("from", ctypes.c_int32),
-            ("to", ctypes.c_int32),
-            ("step", ctypes.c_int32),
-        ]
-    },
+    "up=upsample conv=winograd finish=finish first=first",
+    "blurred feature",
+    "from to step",
 )
 Argument = Tensor | ctypes.Structure | float | None
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
