@@ -106,6 +106,17 @@ def test_no_style_is_too_large_for_sixteen_bits() -> None:
     assert relative_error(GpenCuda(network, torch.float16, CPU)(x), exact) < 4e-3
 
 
+def test_fp32_is_as_close_as_the_reference() -> None:
+    """Mapping is in fp64 then: its error is in every style."""
+    architecture = tiny(64, n=1 / 16, style_dim=32)
+    network, exact = network_and_exact(architecture, 3)
+    x = faces(architecture)
+    with torch.inference_mode():
+        wanted = exact(x.double())
+        usual = relative_error(network(x), wanted)
+    assert relative_error(GpenCuda(network, torch.float32, CPU)(x), wanted) < min(2e-6, 2 * usual)
+
+
 def test_a_batch_and_a_second_time_give_the_same_bytes() -> None:
     architecture = tiny(16)
     fast = GpenCuda(network_and_exact(architecture)[0], torch.float32, CPU)

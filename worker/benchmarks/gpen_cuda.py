@@ -51,13 +51,14 @@ def wrong(report: dict[str, Any]) -> list[str]:
     found = [f"{part}: {why}" for part, why in report.get("failed", {}).items()]
     for precision, cases in report.get("golden", {}).items():
         for name, row in cases.items():
-            found += out_of_bounds(f"golden {name} in {precision}", precision, row)
+            bound = network.GOLDEN_BOUND[precision]
+            found += out_of_bounds(f"golden {name} in {precision}", bound, row)
     for row in report.get("network", []):
         if row["name"].startswith("GpenCuda"):
             if "failed" in row:
                 found.append(f"{row['name']}: {row['failed']}")
             else:
-                found += out_of_bounds(row["name"], report["precision"], row)
+                found += out_of_bounds(row["name"], network.BOUND[report["precision"]], row)
     found += [
         f"{row['precision']}, {row['state']}: {row['failed']}"
         for row in report.get("processes", [])
@@ -71,10 +72,9 @@ def wrong(report: dict[str, Any]) -> list[str]:
     return found
 
 
-def out_of_bounds(name: str, precision: str, row: dict[str, float]) -> list[str]:
+def out_of_bounds(name: str, bound: float, row: dict[str, float]) -> list[str]:
     """What is wrong with one result's differences."""
     found = []
-    bound = network.BOUND[precision]
     if not row["error"] <= bound:
         found.append(f"{name}: relative error {row['error']:.2g}, more than {bound:.2g}")
     mean, most = row["levels_mean"], row["levels_999"]

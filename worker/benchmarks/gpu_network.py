@@ -17,8 +17,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-#: Largest relative error to the golden vectors.
+#: Largest relative error to the reference network in fp32.
 BOUND = {"fp32": 2e-6, "bf16": 3e-2, "fp16": 4e-3}
+#: And to the golden vectors, of which fp32 itself, in the reference, is off by up to 3.5e-6.
+GOLDEN_BOUND = BOUND | {"fp32": 1e-5}
 #: Contrast that levels of 255 are given for: random weights give more than a photograph has.
 DEVIATION = 0.16
 PEERS = (

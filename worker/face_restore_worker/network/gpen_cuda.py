@@ -10,8 +10,8 @@ What cuDNN leaves apart is fused around them (`cuda.plain` says what, `cuda.kern
 * `normalise` and `to_pixels`: pixels to the network's input and back.
 
 The encoder's features are kept as the convolutions leave them and activated where they are read;
-the finest, a 1x1 convolution of the picture, is never kept at all. Mapping, modulation,
-demodulation and the RGB sum are fp32 whatever the convolutions are in.
+the finest, a 1x1 convolution of the picture, is never kept at all. Modulation, demodulation and
+the RGB sum are fp32 whatever the convolutions are in; mapping is fp32, or fp64 where they are fp32.
 """
 
 from __future__ import annotations
@@ -178,7 +178,8 @@ class Layers:
         self.dtype, self.device = dtype, device
         architecture = network.architecture
         self.channels, self.levels = architecture.channels, architecture.levels
-        self.style_network = StyleNetwork(network, device)
+        mapping = torch.float64 if dtype == torch.float32 else torch.float32
+        self.style_network = StyleNetwork(network, device, mapping)
         self.encoder_weights: list[Tensor] = []
         self.encoder_biases: list[Tensor] = []
         for index in range(self.levels + 1):

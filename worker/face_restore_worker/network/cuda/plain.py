@@ -98,10 +98,14 @@ def finish_conv(
 
 def activate_feature(feature: Feature, rows: slice) -> Tensor:
     """Rows of sqrt(2) * leaky(raw + bias), (1, C, rows, W) fp32."""
-    raw = feature.raw[:, :, rows].float()
+    raw = feature.raw[:, :, rows]
+    # The sqrt(2) goes inside: leaky ReLU is homogeneous.
     if feature.weight is not None:
-        raw = F.conv2d(raw, feature.weight[:, :, None, None])
-    return _leaky(raw + feature.bias.view(1, -1, 1, 1))
+        weight = feature.weight[:, :, None, None] * SQRT2
+        x = nhwc(F.conv2d(raw.float(), weight, feature.bias * SQRT2))
+    else:
+        x = torch.add((feature.bias * SQRT2).view(1, -1, 1, 1), raw, alpha=SQRT2)
+    return F.leaky_relu_(x, SLOPE)
 
 
 def _side_by_side(
@@ -114,16 +118,21 @@ def _side_by_side(
     colour = None
     if rgb_weight is not None:
         colour = torch.empty((1, 3, height, width), dtype=torch.float32, device=y.device)
-    scale = styled.demodulation.view(1, -1, 1, 1)
-    bias = styled.bias.view(1, -1, 1, 1)
+    scale, gain = ((v * SQRT2).view(1, -1, 1, 1) for v in (styled.demodulation, styled.gain))
+    biases = (styled.bias * SQRT2).view(1, -1, 1, 1).split(channels, dim=1)
+    halves = slice(channels), slice(channels, None)
     for rows in _strips(height, 2 * width * channels):
-        image = _leaky(y[:, :, rows].float() * scale + bias[:, :channels])
-        part = _leaky(activate_feature(feature, rows) * styled.gain + bias[:, channels:])
-        both = torch.cat((image, part), dim=1)
-        if colour is not None and rgb_weight is not None:
-            colour[:, :, rows] = F.conv2d(both, rgb_weight[:, :, None, None])
-        if styled.style is not None:
-            out[:, :, rows] = both * styled.style.view(1, -1, 1, 1)
+        # Each a pass that reads sixteen bits and writes fp32, and one in place.
+        image = F.leaky_relu_(torch.addcmul(biases[0], y[:, :, rows], scale), SLOPE)
+        part = torch.addcmul(biases[1], activate_feature(feature, rows), gain)
+        part = F.leaky_relu_(part, SLOPE)
+        for half, values in zip(halves, (image, part), strict=True):
+            if colour is not None and rgb_weight is not None:
+                seen = F.conv2d(values, rgb_weight[:, half, None, None])
+                colour[:, :, rows] = seen if values is image else colour[:, :, rows].add_(seen)
+            if styled.style is not None:
+                style = styled.style[half].view(1, -1, 1, 1)
+                torch.mul(values, style, out=out[:, half, rows])
     return out, colour
 
 
@@ -136,11 +145,6 @@ def _blur(x: Tensor, padding: int, gain: float) -> Tensor:
 @lru_cache(maxsize=64)
 def _fir(channels: int, gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     return fir_kernel(channels, gain, torch.empty(0, dtype=dtype, device=device))
-
-
-def _leaky(x: Tensor) -> Tensor:
-    """sqrt(2) * leaky ReLU, in place."""
-    return F.leaky_relu_(x, SLOPE).mul_(SQRT2)
 
 
 def _strips(height: int, row_values: int) -> Iterator[slice]:
