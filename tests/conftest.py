@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import platform
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from face_restore_worker.network.native.library import Library
     from painter import Painter
 
 # A shell's job in the background ignores Ctrl+C, and so would every command started here.
@@ -52,3 +55,20 @@ def source(tmp_path: Path) -> Path:
     from picture_files import photo, save_pillow
 
     return save_pillow(tmp_path / "a.png", photo())
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The processor's kernels of these sources, compiled without a warning."""
+    from face_restore_worker.network.native import build
+    from face_restore_worker.network.native.library import Library
+
+    if build.compiler() is None or platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip("no C compiler, or no x86-64 processor: there are no compiled kernels here")
+    path = tmp_path_factory.mktemp("kernels") / build.LIBRARY.name
+    line = build.build("-Wall", "-Wextra", "-Werror", library=path)
+    assert path.exists(), line
+    loaded = ctypes.CDLL(str(path))
+    if not loaded.features():
+        pytest.skip("the processor has no AVX-512: the compiled kernels are not for it")
+    return Library(path)

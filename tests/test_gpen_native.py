@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import logging
 import math
-import platform
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,27 +16,13 @@ from face_restore_worker.network.cpu_native_encoder import NativeDown, NativeFir
 from face_restore_worker.network.cpu_strips import StripPool
 from face_restore_worker.network.gpen import Gpen, StyledConv, ToRgb, build_gpen
 from face_restore_worker.network.gpen_cpu import GpenCpu
-from face_restore_worker.network.native import build, library
+from face_restore_worker.network.native import library
 from face_restore_worker.network.native.library import Library
 from face_restore_worker.network.primitives import SLOPE, fir_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 STYLE = 8
-
-
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """The kernels of these sources, compiled without a warning."""
-    if build.compiler() is None or platform.machine().lower() not in ("x86_64", "amd64"):
-        pytest.skip("no C compiler, or no x86-64 processor: there are no compiled kernels here")
-    path = tmp_path_factory.mktemp("kernels") / build.LIBRARY.name
-    line = build.build("-Wall", "-Wextra", "-Werror", library=path)
-    assert path.exists(), line
-    loaded = ctypes.CDLL(str(path))
-    if not loaded.features():
-        pytest.skip("the processor has no AVX-512: the compiled kernels are not for it")
-    return Library(path)
 
 
 @pytest.fixture
@@ -286,99 +267,8 @@ def test_levels_that_the_kernels_are_not_for_are_computed_by_torch(in_use: Libra
     assert not any(isinstance(level, NativeLevel) for level in fast.synthesis)
 
 
-# --- without the library -----------------------------------------------------------------
-
-
 def uses_kernels() -> bool:
     return any(isinstance(level, NativeLevel) for level in GpenCpu(network(4)).synthesis)
-
-
-class Answer:
-    """A function of a loaded library."""
-
-    restype: object = None
-
-    def __init__(self, value: int) -> None:
-        self.value = value
-
-    def __call__(self, *arguments: object) -> int:
-        return self.value
-
-
-@pytest.fixture
-def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type]:
-    """Make the library that lies here one of the given version and features."""
-
-    class Loaded:
-        def __init__(self, version: int | None = None, features: int = 1) -> None:
-            if version is not None:
-                self.version = Answer(version)
-            self.features = Answer(features)
-            for kernel in library.ARGUMENTS:
-                setattr(self, f"{kernel}_fp32", Answer(0))  # does nothing
-            path = tmp_path / build.LIBRARY.name
-            path.write_bytes(b"")
-            monkeypatch.setattr(build, "LIBRARY", path)
-            monkeypatch.setattr(ctypes, "CDLL", lambda name: self)
-            library.installed.cache_clear()
-
-    monkeypatch.delenv(library.VARIABLE, raising=False)
-    yield Loaded
-    library.installed.cache_clear()
-
-
-def test_without_the_library_torch_computes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(build, "LIBRARY", tmp_path / "kernels.so")
-    library.installed.cache_clear()
-    with caplog.at_level(logging.INFO):
-        assert not uses_kernels()
-    library.installed.cache_clear()
-    assert "kernels.so is not there, torch computes" in caplog.text
-
-
-def test_a_library_that_cannot_be_loaded_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(build, "LIBRARY", tmp_path / "kernels.so")
-    build.LIBRARY.write_bytes(b"no library")
-    library.installed.cache_clear()
-    assert not uses_kernels()
-    library.installed.cache_clear()
-    assert "compiled kernels: not used, torch computes" in caplog.text
-
-
-def test_a_library_of_other_sources_is_not_used(
-    pretend: type, caplog: pytest.LogCaptureFixture
-) -> None:
-    pretend(version=build.source_version() ^ 1)
-    assert not uses_kernels()
-    assert "was made from other sources" in caplog.text
-
-
-def test_a_library_that_is_something_else_is_not_used(
-    pretend: type, caplog: pytest.LogCaptureFixture
-) -> None:
-    pretend()
-    assert not uses_kernels()
-    assert "another library" in caplog.text
-
-
-def test_without_avx512_torch_computes(pretend: type, caplog: pytest.LogCaptureFixture) -> None:
-    pretend(version=build.source_version(), features=0)
-    assert not uses_kernels()
-    assert "the processor has no AVX-512" in caplog.text
-
-
-def test_kernels_that_compute_something_else_are_not_used(
-    pretend: type, caplog: pytest.LogCaptureFixture
-) -> None:
-    pretend(version=build.source_version())
-    assert not uses_kernels()
-    assert caplog.text.count("not used, torch computes: in torch.float32") == 1
-    assert not uses_kernels()
-    assert caplog.text.count("not used, torch computes: in torch.float32") == 1  # checked once
 
 
 def test_the_environment_turns_the_kernels_off(
@@ -388,46 +278,3 @@ def test_the_environment_turns_the_kernels_off(
     assert uses_kernels()
     monkeypatch.setenv(library.VARIABLE, "0")
     assert not uses_kernels()
-
-
-# --- compiling ---------------------------------------------------------------------------
-
-
-def test_an_installation_without_a_compiler_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    line = build.build(library=tmp_path / "kernels.so")
-    assert "no C compiler found, so torch computes" in line
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("compiler", ["false", "/bin/false --option"])
-def test_a_compiler_that_fails_leaves_nothing(
-    compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setenv("CC", compiler)
-    line = build.build(library=tmp_path / "kernels.so")
-    assert line.startswith("compiled kernels: ") and "failed, so torch computes" in line
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_other_processors_have_no_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert "not for this processor (aarch64)" in build.build(library=tmp_path / "kernels.so")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_line_ends_of_a_checkout_do_not_change_the_version(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for file in build.FOLDER.glob("*.[ch]"):
-        (tmp_path / file.name).write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
-    version = build.source_version()
-    monkeypatch.setattr(build, "FOLDER", tmp_path)
-    assert build.source_version() == version
-    (tmp_path / "winograd.c").write_bytes(b"int other;")
-    assert build.source_version() != version

@@ -26,10 +26,11 @@ from face_restore_worker.network.cpu_levels import (
 )
 from face_restore_worker.network.cpu_native_encoder import Finest
 from face_restore_worker.network.cpu_native_weights import (
+    PANEL,
     POINTS,
-    paired,
     panels,
-    phase_weights,
+    up_bf16,
+    up_fp32,
     winograd_int16,
 )
 from face_restore_worker.network.cpu_strips import (
@@ -47,7 +48,6 @@ from face_restore_worker.network.primitives import SQRT2
 
 PHASE_PLANES = 81  # products of an up-convolution's tile
 TILE_ROW = 8  # rows of the result by a row of the up-convolution's tiles
-PANEL = 32  # outputs that lie beside each other in the weights
 # Planes of up to this side have fewer pixels than weights: there threads share out the outputs of
 # an up-convolution, instead of rows whose borders are computed twice.
 WHOLE = 128
@@ -90,13 +90,12 @@ class NativeLevel:
         self.biases = image_bias(up), image_bias(conv)
         self.channels = len(self.biases[0])
         self.inputs = up.conv.weight.shape[2]
-        self.up_weight = panels(phase_weights(up.conv.weight[0]))
-        if dtype == torch.bfloat16:
-            self.up_weight = paired(self.up_weight)
         self.unit: Tensor | None = None
         if dtype == torch.bfloat16:
-            self.weight, self.unit = winograd_int16(conv.conv.weight[0])
+            self.up_weight = up_bf16(kernels, up.conv.weight[0])
+            self.weight, self.unit = winograd_int16(kernels, conv.conv.weight[0])
         else:
+            self.up_weight = up_fp32(up.conv.weight[0])
             self.weight = panels(Winograd(conv.conv.weight[0]).weight)
 
     def styled(self, style: Tensor) -> StyledNative:

@@ -86,7 +86,7 @@ class NativeDown:
         self.block = _BLOCK if self.inputs < 256 else _LARGE_BLOCK
         self.unit: Tensor | None = None
         if dtype == torch.bfloat16:
-            self.weight, self.unit = down_int16(weight)
+            self.weight, self.unit = down_int16(kernels, weight)
         else:
             self.weight = down_fp32(weight)
 

@@ -10,8 +10,6 @@ the error is half as large (9e-7 instead of 2e-6, a direct convolution's is 7e-7
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -25,7 +23,7 @@ TILE_BYTES = 4 * 1024 * 1024
 LEAST_ROWS = 128
 
 
-def _filter_transform() -> Tensor:
+def filter_transform() -> Tensor:
     """G, fp64 (6, 3): row p is (1, p, p^2) / product of (p - q) over the other finite points q."""
     rows = [[1.0, 0.0, 0.0]]
     for point, other in ((_A, _B2), (_B, _A2)):
@@ -34,28 +32,20 @@ def _filter_transform() -> Tensor:
     return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
 
 
-def transformed(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Transform (O, I, 3, 3) in fp64: for 32 outputs at a time the first and fp32 (36, I, 32).
-
-    In fp64 all at once would take eight times the memory of the weights.
-    """
-    inputs = weight.shape[1]
-    g = _filter_transform()
-    # G w^T G^T as a product with the Kronecker square (columns come first in `tiles`).
-    both = torch.kron(g, g).t().contiguous()
-    for first in range(0, len(weight), 32):
-        filters = weight[first : first + 32].mT.reshape(-1, 9).double()
-        yield first, (filters @ both).view(-1, inputs, 36).permute(2, 1, 0).float()
-
-
 class Winograd:
     """A 3x3 convolution; weight (O, I, 3, 3), transformed in fp64 and kept as fp32 (36, I, O)."""
 
     def __init__(self, weight: Tensor) -> None:
         outputs, inputs = weight.shape[:2]
+        g = filter_transform()
+        # G w^T G^T as a product with the Kronecker square (columns come first in `tiles`), for
+        # some outputs at a time: in fp64 all at once would take eight times the weights.
+        both = torch.kron(g, g).t().contiguous()
         self.weight = torch.empty(36, inputs, outputs)
-        for first, some in transformed(weight):
-            self.weight[:, :, first : first + 32] = some
+        for first in range(0, outputs, 32):
+            filters = weight[first : first + 32].mT.reshape(-1, 9).double()
+            some = (filters @ both).view(-1, inputs, 36)
+            self.weight[:, :, first : first + 32] = some.permute(2, 1, 0)
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         """Convolve without padding: fp32 (h + 2, w + 2, I) to out, (h, w, O).

@@ -126,6 +126,24 @@ struct encode {
     void *feature;
 };
 
+/* Weights of a convolution for planes in bf16: each matrix is made of some rows of `transform` times the nine
+ * taps, its phases, and lies behind the one before, in panels of 32 outputs (one of 16) of pairs.
+ *
+ * With `unit` the pairs are int16, `unit`, (matrices, outputs), is what one of them is worth, sums over
+ * `run` times sixteen inputs (0: over sixteen of each phase) cannot overflow, and the depth is
+ * sixteen inputs of each phase, the next sixteen, ..., of two sixteens by four in turn (`pack`) where a run
+ * is of more than one. Without it they are bf16, there is one phase, and the inputs are in their order.
+ */
+struct prepare {
+    const float *weight;    /* (outputs, inputs, 9); outputs 16 or multiples of 32, inputs of 16 */
+    const float *transform; /* (phases of all matrices, 9) */
+    const int32_t *phases;  /* of each matrix */
+    void *out;
+    float *unit;
+    float *scratch; /* (phases of all matrices, inputs, 32) */
+    int32_t outputs, inputs, matrices, run;
+};
+
 uint64_t version(void);  /* of the sources it was made from: build.py's `source_version` */
 int32_t features(void); /* 1: the processor has what fp32 needs; 2: and what bf16 needs */
 
@@ -143,6 +161,8 @@ void downsample_bf16(const struct downsample *d);
 
 void finish_fp32(const struct finish *f);
 void finish_bf16(const struct finish *f);
+
+void prepare_bf16(const struct prepare *p);
 
 void encode_fp32(const struct encode *e);
 void encode_bf16(const struct encode *e);

@@ -35,6 +35,13 @@ def _structure(name: str, pointers: str, sizes: str, integers: str, reals: str) 
 
 #: As in kernels.h.
 ARGUMENTS = {
+    "prepare": _structure(
+        "Prepare",
+        "weight transform phases out unit scratch",
+        "",
+        "outputs inputs matrices run",
+        "",
+    ),
     "first": _structure("First", "picture out weight bias", "plane", "outputs rows columns", ""),
     "winograd": _structure(
         "Winograd",
