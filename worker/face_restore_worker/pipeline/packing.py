@@ -17,27 +17,34 @@ from face_restore_worker.pipeline.pyramid import Rect
 Floats = NDArray[np.float64]
 
 
-def cover(boxes: Floats, bounds: Rect) -> list[Rect]:
-    """Rectangles that together hold each of `boxes` whole.
+def cover(boxes: Floats) -> Floats:
+    """Rectangles (M, 4) that together hold each of `boxes` (N, 4), x0, y0, x1, y1, whole.
 
     Starting from the rectangle about all, each is cut in two where that makes the sum of the areas
     smallest, as long as it becomes smaller.
-
-    boxes: (N, 4) x0, y0, x1, y1. bounds: what the rectangles are cut to. Returns whole pixels,
-    without those that are empty within `bounds`, from top to bottom.
     """
-    found: list[Rect] = []
+    found = []
     waiting = [np.asarray(boxes, dtype=np.float64)] if len(boxes) else []
     while waiting:
         group = waiting.pop()
         parts = _halved(group)
         if parts is None:
-            rect = _cut(group, bounds)
-            if rect is not None:
-                found.append(rect)
+            found.append(np.concatenate([group[:, :2].min(axis=0), group[:, 2:].max(axis=0)]))
         else:
             waiting += parts
-    return sorted(found, key=lambda r: (r[1], r[0], r[3], r[2]))
+    return np.array(found).reshape(-1, 4)
+
+
+def within(rects: Floats, bounds: Rect) -> list[Rect]:
+    """Rectangles (N, 4) in whole pixels, cut to `bounds`, from top to bottom.
+
+    Those that are empty there are left out.
+    """
+    low = np.maximum(np.floor(rects[:, :2]), bounds[:2]).astype(int)
+    high = np.minimum(np.ceil(rects[:, 2:]), bounds[2:]).astype(int)
+    shown = np.all(low < high, axis=1)
+    found = np.concatenate([low, high], axis=1)[shown].tolist()
+    return sorted(map(tuple, found), key=lambda r: (r[1], r[0], r[3], r[2]))
 
 
 def _halved(boxes: Floats) -> list[Floats] | None:
@@ -62,14 +69,6 @@ def _growing(boxes: Floats) -> Floats:
     size = high - low
     areas: Floats = size[:, 0] * size[:, 1]
     return areas
-
-
-def _cut(boxes: Floats, bounds: Rect) -> Rect | None:
-    low = np.floor(boxes[:, :2].min(axis=0)).astype(int)
-    high = np.ceil(boxes[:, 2:].max(axis=0)).astype(int)
-    x0, y0 = max(int(low[0]), bounds[0]), max(int(low[1]), bounds[1])
-    x1, y1 = min(int(high[0]), bounds[2]), min(int(high[1]), bounds[3])
-    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
 def area(rects: Sequence[Rect]) -> int:

@@ -158,7 +158,10 @@ def kept_cells(cells: NDArray[np.bool_], tile: Rect, area: Rect) -> Floats:
     """Centres (N, 2) of a tile's cells that pass, without those of a rim that another one sees."""
     from face_restore_worker.network.proposer import STRIDE
 
-    rows, columns = np.divmod(np.flatnonzero(cells), cells.shape[1])  # faster than nonzero
+    found = np.flatnonzero(cells)  # faster than nonzero
+    if len(found) == 0:
+        return np.empty((0, 2))
+    rows, columns = np.divmod(found, cells.shape[1])
     points = np.stack([columns, rows], axis=1) * STRIDE + (STRIDE / 2 + np.array(tile[:2]))
     rim = OVERLAP / 2 - STRIDE  # so that tiles' cells meet whatever their phases are
     low = np.array([t + rim if t > a else t for t, a in zip(tile[:2], area[:2], strict=True)])

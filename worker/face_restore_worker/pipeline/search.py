@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic
 
 import numpy as np
@@ -82,13 +83,28 @@ def guide(
     """
     rects: dict[float, list[Rect]] = {}
     seen = [proposer.places(level, area_of(level, wanted), quarters) for level in levels[:2]]
-    least = _squares(seen[0].small, LEAST_REACH)
+    least = Squares(_squares(seen[0].small, LEAST_REACH))
     for level in magnified:
-        _add(rects, level, least * (levels[0].factor / level.factor), wanted)
+        _add(rects, level, least, levels[0].factor / level.factor, wanted)
     for level, places in zip(levels[:-1], seen, strict=False):
         around = [_squares(places.small, SMALL_REACH), _squares(places.large, LARGE_REACH)]
-        _add(rects, level, np.concatenate(around), wanted)
+        _add(rects, level, Squares(np.concatenate(around)), 1.0, wanted)
     return Guide(rects)
+
+
+class Squares:
+    """What is to be searched about places, (N, 4) in one level's pixels."""
+
+    def __init__(self, squares: NDArray[np.float64]) -> None:
+        self._squares = squares
+
+    def __len__(self) -> int:
+        return len(self._squares)
+
+    @cached_property
+    def cover(self) -> NDArray[np.float64]:
+        """Rectangles about them, (M, 4); found once for all levels."""
+        return packing.cover(self._squares)
 
 
 def _squares(points: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
@@ -96,13 +112,14 @@ def _squares(points: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
 
 
 def _add(
-    rects: dict[float, list[Rect]], level: Scale, boxes: NDArray[np.float64], wanted: Rect
+    rects: dict[float, list[Rect]], level: Scale, squares: Squares, scale: float, wanted: Rect
 ) -> None:
+    """Add a level's rectangles where they are worth it. scale: from the squares' pixels to its."""
     bounds = area_of(level, wanted)
     size = packing.area([bounds])
-    if size <= PIECE * PIECE or len(boxes) * 64 > WORTH_IT * size:
+    if size <= PIECE * PIECE or len(squares) * 64 > WORTH_IT * size:
         return
-    found = packing.cover(boxes, bounds)
+    found = packing.within(squares.cover * scale, bounds)
     if packing.area(found) <= WORTH_IT * size:
         rects[level.factor] = found
 
@@ -216,7 +233,7 @@ def _best(found: Candidates, to_level: Matrix, tile: Rect, level: Scale) -> Cand
     in_level = found.mapped(to_level)
     in_level = in_level.take(_complete(in_level, tile, level))
     best = suppress(in_level.boxes, in_level.scores)
-    return in_level.take(best).mapped(placed(level.factor, 0, 0))
+    return in_level.take(best).scaled(level.factor)
 
 
 def _complete(found: Candidates, tile: Rect, level: Scale) -> NDArray[np.bool_]:

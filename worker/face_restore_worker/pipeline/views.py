@@ -6,6 +6,7 @@ pixel-edge: a (2, 3) matrix. Boxes are mapped exactly for turns of 90 degrees an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -73,10 +74,16 @@ class Candidates:
         """In the coordinates `matrix` (2, 3) leads to; boxes stay parallel to the axes."""
         corners = map_points(self.boxes.reshape(-1, 2, 2), matrix)
         boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
-        scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+        (a, b), (c, d) = matrix[:, :2].tolist()
+        scale = math.sqrt(abs(a * d - b * c))
         return Candidates(
             boxes, map_points(self.landmarks, matrix), self.scores, self.scales * scale
         )
+
+    def scaled(self, factor: float) -> Candidates:
+        """In coordinates of `factor` times as many units."""
+        scales = self.scales * factor
+        return Candidates(self.boxes * factor, self.landmarks * factor, self.scores, scales)
 
 
 def map_points(points: Floats, matrix: Matrix) -> Floats:

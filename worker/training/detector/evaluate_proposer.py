@@ -29,7 +29,7 @@ from face_restore_worker.models.store import BUILTIN_DIR
 from face_restore_worker.network.proposer import RANGES, STRIDE, FaceProposer, PreparedProposer
 from face_restore_worker.pipeline.detect import FaceDetector, load_detector
 from face_restore_worker.pipeline.nms import iou
-from face_restore_worker.pipeline.packing import area, cover
+from face_restore_worker.pipeline.packing import area, cover, within
 from face_restore_worker.pipeline.propose import Proposer
 from face_restore_worker.pipeline.search import LARGE_REACH, SMALL_REACH
 from face_restore_worker.pipeline.types import Face
@@ -82,7 +82,7 @@ def covered(cells: np.ndarray, side: int) -> float:
         rows, columns = np.nonzero(passing)
         middle = np.stack([columns, rows], axis=1) * STRIDE + STRIDE / 2
         boxes.append(np.concatenate([middle - reach, middle + reach], axis=1))
-    return area(cover(np.concatenate(boxes), (0, 0, side, side))) / side**2
+    return area(within(cover(np.concatenate(boxes)), (0, 0, side, side))) / side**2
 
 
 def alone(net: PreparedProposer, scenes: list[tuple[Image, Truths]]) -> dict[str, Any]:
