@@ -516,12 +516,16 @@ def test_a_graph_is_used_only_if_it_gives_the_same(
 if torch.cuda.is_available():  # elsewhere there is nothing to report, not even a skip
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-    def test_on_a_gpu(plain: nn.Module, scene: np.ndarray, precision: str) -> None:
+    def test_on_a_gpu(scene: np.ndarray, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        whole = detect.choose_precision
+        chosen = lambda name, on: precision if on == "cuda" else whole(name, on)  # noqa: E731
+        monkeypatch.setattr(detect, "choose_precision", chosen)
         wanted = load_detector(WEIGHTS, "builtin-detector").detect(scene)
         found = load_detector(WEIGHTS, "builtin-detector", device="cuda")
-        assert isinstance(found, DeviceDetector) and found.notes == []
+        assert isinstance(found, DeviceDetector) and found.precision == precision
         assert found.sheets.network.recorded and found.crops.network.recorded
         assert found.proposer.network.recorded
         first, second = found.detect(scene), found.detect(scene)
         assert_alike(first, wanted, allowed=0.5)
+        assert found.notes == []
         assert [face.score for face in first] == [face.score for face in second]
