@@ -11,6 +11,7 @@ import torch
 from face_restore_shared.options import DetectOptions
 from face_restore_worker.models.store import BUILTIN_DIR
 from face_restore_worker.network.proposer_cuda import ProposerCuda
+from face_restore_worker.network.retinaface_cuda import RetinaFaceCuda
 from face_restore_worker.pipeline import detect, gpu_detect, gpu_pyramid, pyramid, refine, search
 from face_restore_worker.pipeline.detect import FaceDetector, load_detector
 from face_restore_worker.pipeline.facexlib_nets import load_retinaface
@@ -18,6 +19,7 @@ from face_restore_worker.pipeline.gpu_bus import Bus
 from face_restore_worker.pipeline.gpu_detect import DeviceDetector
 from face_restore_worker.pipeline.gpu_propose import DeviceProposer
 from face_restore_worker.pipeline.gpu_refine import read_crops
+from face_restore_worker.pipeline.gpu_search import DeviceNetwork
 from face_restore_worker.pipeline.propose import PROPOSER_FILE, PROPOSER_THRESHOLD, load_network
 from face_restore_worker.pipeline.pyramid import Picture
 from face_restore_worker.pipeline.types import Face
@@ -278,6 +280,22 @@ def test_a_large_photograph_is_cut_in_tiles(crowd: np.ndarray) -> None:
     assert_alike(on_device(MarkerNetwork()).detect(scene, QUICK), wanted)
 
 
+@given(st.lists(st.tuples(st.integers(1, 256), st.integers(1, 256)), max_size=30))
+def test_pieces_lie_apart_on_sheets(sizes: list[tuple[int, int]]) -> None:
+    network = DeviceNetwork(
+        RetinaFaceCuda(MarkerNetwork(), torch.float32, CPU, [(1, 256)]), strict=True
+    )
+    sheets = network._sheets(sizes)
+    assert sorted(number for items in sheets for number, _, _ in items) == list(range(len(sizes)))
+    for items in sheets:
+        taken = np.zeros((256, 256), int)
+        for number, x, y in items:
+            width, height = sizes[number]
+            assert x + width <= 256 and y + height <= 256
+            taken[y : y + height, x : x + width] += 1
+        assert taken.max() == 1
+
+
 # --- with the built-in models -------------------------------------------------------------------
 
 
@@ -492,8 +510,6 @@ def test_a_device_without_room_for_it_leaves_detection_to_the_processor(
 def test_a_graph_is_used_only_if_it_gives_the_same(
     right: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from face_restore_worker.network.retinaface_cuda import RetinaFaceCuda
-
     fast = RetinaFaceCuda(MarkerNetwork(), torch.float32, CPU, [(1, 64), (2, 64)])
     assert not fast.recorded
 

@@ -60,22 +60,30 @@ class DeviceNetwork:
 
         No piece is wider or higher than the network's squares. Raises NotFinite.
         """
-        side = self.side
-        sheets = packing.pack([piece.size for piece in pieces], [(side, side)], GAP)
+        sheets = self._sheets([piece.size for piece in pieces])
 
         def fill(target: Tensor, number: int) -> None:
-            for index, x, y in sheets[number][1]:
+            for index, x, y in sheets[number]:
                 piece = pieces[index]
                 width, height = piece.size
                 slot = target[y : y + height, x : x + width]
                 piece.level.draw(piece.rect, piece.quarter, slot)
 
         found = self._results(len(sheets), fill, threshold)
-        for (_, items), on_sheet in zip(sheets, found, strict=True):
+        for items, on_sheet in zip(sheets, found, strict=True):
             for index, x, y in items:
                 faces = pieces[index].faces(on_sheet, x, y)
                 if faces is not None:
                     yield pieces[index], faces
+
+    def _sheets(self, sizes: Sequence[packing.Size]) -> list[list[packing.Placement]]:
+        """What lies where on each sheet: alone what no other such piece would fit beside."""
+        side = self.side
+        large = [min(size) > side / 2 for size in sizes]
+        alone = [[(number, 0, 0)] for number, is_large in enumerate(large) if is_large]
+        others = [number for number, is_large in enumerate(large) if not is_large]
+        packed = packing.pack([sizes[number] for number in others], [(side, side)], GAP)
+        return [*alone, *([(others[i], x, y) for i, x, y in items] for _, items in packed)]
 
     def _results(
         self, count: int, fill: Callable[[Tensor, int], None], threshold: float
