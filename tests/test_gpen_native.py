@@ -130,6 +130,26 @@ def test_a_level_is_the_reference_level(
         assert float((out - wanted).abs().max() / wanted.std()) < 50 * bound
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_channel_with_small_weights_costs_the_others_nothing(
+    dtype: torch.dtype, compiled: Library
+) -> None:
+    """Integers of the channels beside it would have no bits left."""
+    example = Example(64, 32, 64, 7, False, dtype)
+    _, conv, _ = example.layers
+    example.feature[:, 5] *= 1000
+    conv.conv.weight[0, :, 32 + 5] /= 1000
+    out, _ = example.native(compiled)
+    wanted, _ = example.reference()
+    bound = {torch.float32: 1.5e-6, torch.bfloat16: 8e-3}[dtype]
+    assert relative_error(out[:, :32], wanted[:, :32]) < bound
+    weight, above = torch.randn(32, 32, 3, 3), torch.randn(1, 32, 64, 64)
+    weight[:, 5] /= 1000
+    above[:, 5] *= 1000
+    out, wanted = encoded(compiled, weight, torch.randn(32), above, dtype)
+    assert relative_error(out, wanted) < bound
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_values_that_are_not_finite_stay_so(
@@ -144,17 +164,10 @@ def test_values_that_are_not_finite_stay_so(
     example.source[0, 3, 20, 10] = value
     _, rgb = example.native(compiled)
     assert not rgb[0, :, 40, 20].isfinite().any()
-    down = random_down(compiled, dtype)
-    above = torch.randn(1, 32, 32, 32).to(dtype).contiguous(memory_format=torch.channels_last)
+    above = torch.randn(1, 32, 32, 32)
     above[0, 7, 10, 20] = value
-    out = torch.zeros(1, 32, 16, 16, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    with StripPool() as pool:
-        down.run(pool, lambda rows: above[:, :, rows.slice], out, Planes())
+    out, _ = encoded(compiled, torch.randn(32, 32, 3, 3), torch.randn(32), above, dtype)
     assert not out[0, :, 5, 10].isfinite().any()
-
-
-def random_down(kernels: Library, dtype: torch.dtype) -> NativeDown:
-    return NativeDown(kernels, torch.randn(32, 32, 3, 3), torch.randn(32), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -201,23 +214,37 @@ def test_an_encoder_level_is_the_blurred_convolution(
     weight = torch.randn((outputs, inputs, 3, 3), generator=generator)
     bias = torch.randn(outputs, generator=generator)
     above = torch.randn((1, inputs, 2 * size, 2 * size), generator=generator)
-    above = above.to(dtype).contiguous(memory_format=torch.channels_last)
-    out = torch.full((1, outputs, size, size), torch.nan, dtype=dtype)
-    out = out.contiguous(memory_format=torch.channels_last)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with pytest.MonkeyPatch.context() as patch, StripPool() as pool:
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cpu_strips, "STRIP_BYTES", strip_bytes)
-            level = NativeDown(compiled, weight, bias, dtype)
-            level.run(pool, lambda rows: above[:, :, rows.slice], out, Planes())
+            out, wanted = encoded(compiled, weight, bias, above, dtype)
     finally:
         torch.set_num_threads(before)
-    fir = fir_kernel(inputs, 1.0, above.double())
-    blurred = F.conv2d(above.double(), fir, padding=2, groups=inputs)
-    wanted = F.leaky_relu(F.conv2d(blurred, weight.double(), bias.double(), stride=2), SLOPE)
     assert relative_error(out, wanted) < bound
     assert float((out - wanted).abs().max() / wanted.std()) < 50 * bound
+
+
+def encoded(
+    kernels: Library,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    above: torch.Tensor,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A level of the encoder by the kernels, and in fp64."""
+    above = above.to(dtype).contiguous(memory_format=torch.channels_last)
+    size = above.shape[3] // 2
+    out = torch.full((1, len(weight), size, size), torch.nan, dtype=dtype)
+    out = out.contiguous(memory_format=torch.channels_last)
+    with StripPool() as pool:
+        level = NativeDown(kernels, weight, bias, dtype)
+        level.run(pool, lambda rows: above[:, :, rows.slice], out, Planes())
+    fir = fir_kernel(above.shape[1], 1.0, above.double())
+    blurred = F.conv2d(above.double(), fir, padding=2, groups=above.shape[1])
+    exact = F.conv2d(blurred, weight.double(), bias.double(), stride=2)
+    return out, F.leaky_relu(exact, SLOPE)
 
 
 def network(seed: int) -> Gpen:

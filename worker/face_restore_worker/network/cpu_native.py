@@ -29,6 +29,7 @@ from face_restore_worker.network.cpu_native_weights import (
     PANEL,
     POINTS,
     panels,
+    strength_of,
     up_bf16,
     up_fp32,
     winograd_int16,
@@ -91,9 +92,13 @@ class NativeLevel:
         self.channels = len(self.biases[0])
         self.inputs = up.conv.weight.shape[2]
         self.unit: Tensor | None = None
+        self.strength: Tensor | None = None
         if dtype == torch.bfloat16:
             self.up_weight = up_bf16(kernels, up.conv.weight[0])
-            self.weight, self.unit = winograd_int16(kernels, conv.conv.weight[0])
+            weight = conv.conv.weight[0]
+            self.strength = strength_of(weight)
+            weight = weight / self.strength[:, None, None]
+            self.weight, self.unit = winograd_int16(kernels, weight)
         else:
             self.up_weight = up_fp32(up.conv.weight[0])
             self.weight = panels(Winograd(conv.conv.weight[0]).weight)
@@ -106,7 +111,7 @@ class NativeLevel:
             layer=self,
             up_style=up_style.contiguous(),
             up_scale=up_scale * (SQRT2 / 16),  # the blur's weights are sixteenths
-            style=conv_style.contiguous(),
+            style=conv_style if self.strength is None else conv_style * self.strength,
             scale=scale * SQRT2,
             rgb=self.to_rgb.weight(style, 1.0).flatten(1).contiguous(),
         )

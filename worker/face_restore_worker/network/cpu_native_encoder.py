@@ -10,7 +10,7 @@ from torch import Tensor
 
 from face_restore_worker.network.cpu_levels import Feature
 from face_restore_worker.network.cpu_memory import Planes
-from face_restore_worker.network.cpu_native_weights import down_fp32, down_int16
+from face_restore_worker.network.cpu_native_weights import down_fp32, down_int16, strength_of
 from face_restore_worker.network.cpu_strips import Rows, StripPool, cut, strip_rows
 from face_restore_worker.network.native.library import Argument, Library, structure
 
@@ -85,7 +85,10 @@ class NativeDown:
         self.outputs, self.inputs = weight.shape[:2]
         self.block = _BLOCK if self.inputs < 256 else _LARGE_BLOCK
         self.unit: Tensor | None = None
+        self.strength: Tensor | None = None
         if dtype == torch.bfloat16:
+            self.strength = strength_of(weight)
+            weight = weight / self.strength[:, None, None]
             self.weight, self.unit = down_int16(kernels, weight)
         else:
             self.weight = down_fp32(weight)
@@ -134,8 +137,8 @@ class NativeDown:
     def _arguments(self, rows: Rows, out: Tensor, scratch: Tensor) -> dict[str, Argument]:
         """To write `rows` of the result to `out`; what tells the plane above is not among them."""
         return {
-            "out": out, "weight": self.weight, "unit": self.unit, "bias": self.bias,
-            "scratch": scratch, "inputs": self.inputs, "outputs": self.outputs,
-            "columns": 2 * out.shape[3], "from": rows.start // _TILE, "to": rows.stop // _TILE,
-            "block": self.block,
+            "out": out, "weight": self.weight, "unit": self.unit, "strength": self.strength,
+            "bias": self.bias, "scratch": scratch, "inputs": self.inputs,
+            "outputs": self.outputs, "columns": 2 * out.shape[3],
+            "from": rows.start // _TILE, "to": rows.stop // _TILE, "block": self.block,
         }  # fmt: skip

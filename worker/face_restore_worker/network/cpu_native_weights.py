@@ -106,6 +106,16 @@ def up_bf16(kernels: Library, weight: Tensor) -> Tensor:
     return pairs.view(POINTS, -1, inputs // 2, min(outputs, PANEL))
 
 
+def strength_of(weight: Tensor) -> Tensor:
+    """The root mean square of an (O, I, 3, 3)'s weights for each input, (I,).
+
+    Channels share a scale as integers. Multiplied by their weights' strength, and the weights
+    divided by it, each has the bits that its part in the result deserves.
+    """
+    strength = weight.square().mean(dim=(0, 2, 3)).sqrt()
+    return torch.where(strength > 0, strength, 1.0)
+
+
 def winograd_int16(kernels: Library, weight: Tensor) -> tuple[Tensor, Tensor]:
     """A convolution (O, I, 3, 3) in panels of pairs of int16, and what one is worth, (36, O).
 

@@ -1,12 +1,15 @@
-/* Several kernels for a few rows at a time, so that what one writes is still in the cache when the next
- * reads it: a level of the synthesis from its up-convolution to RGB, the encoder's first level. */
+/* Several kernels for a few rows at a time, so that what one writes is still in the cache when the
+ * next reads it: a level of the synthesis from its up-convolution to RGB, the encoder's first
+ * level. */
 #include <string.h>
 
 #include "kernels.h"
 #include "vector.h"
 
-#define TILE_ROW 8 /* rows of the result by a row of the up-convolution's tiles, from 2 above on */
-#define TILE 4     /* rows by a row of the convolution's */
+#define TILE_ROW                                                                                   \
+    8          /* rows of the result by a row of the up-convolution's tiles, from 2 above on       \
+                */
+#define TILE 4 /* rows by a row of the convolution's */
 #define LEAD 2
 
 /* Rows of a plane in a buffer that moves down the plane: the first and one behind the last. */
@@ -16,7 +19,9 @@ struct window {
     int first, end;
 };
 
-INLINE char *row_of(const struct window *w, int row) { return w->data + (row - w->first) * w->line; }
+INLINE char *row_of(const struct window *w, int row) {
+    return w->data + (row - w->first) * w->line;
+}
 
 /* Drop the rows above `row`. */
 static void move_to(struct window *w, int row) {
@@ -55,8 +60,8 @@ static void feature_rows(struct first first, struct window *feature, int end, in
 }
 
 /* Convolve and finish rows `from` to `to` - 1, with a row above and below where there is one. */
-static void convolve_rows(const struct band *b, const struct window *blurred, struct window *feature,
-                          int from, int to, int bf16) {
+static void convolve_rows(const struct band *b, const struct window *blurred,
+                          struct window *feature, int from, int to, int bf16) {
     int size = b->conv.columns, above = from > 0, end = smaller(to + 1, size);
     ptrdiff_t value = bf16 ? 2 : 4, line = size * value;
     struct winograd conv = b->conv;

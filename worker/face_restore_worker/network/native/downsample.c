@@ -9,16 +9,21 @@
 #include "vector.h"
 
 #define TILE 4
-#define GROUP 4                 /* tiles beside each other that are blurred together */
-#define SIDE (2 * TILE + 1)     /* rows of the blurred plane that a tile takes */
+#define GROUP 4             /* tiles beside each other that are blurred together */
+#define SIDE (2 * TILE + 1) /* rows of the blurred plane that a tile takes */
 #define WIDE (2 * TILE * GROUP + 1)
 #define PLANES 25
-#define ROW_SUM 3.5234375f /* (1 + A) (1 + B2): of B^T's rows, the largest sum of absolute values */
+#define ROW_SUM                                                                                    \
+    3.5234375f /* (1 + A) (1 + B2): of B^T's rows, the largest sum of absolute values              \
+                */
 
-/* Blurred rows of `tiles` tiles from tile (row, column) on, sixteen channels, 64 times too large. */
+/* Blurred rows of `tiles` tiles from tile (row, column) on, sixteen channels, 64 times too large.
+ */
 INLINE void blur(const struct downsample *d, int row, int column, int tiles, int channel,
                  __m512 blurred[SIDE][WIDE], const int border, const int bf16) {
     const __m512 three = _mm512_set1_ps(3.0f);
+    __m512 strength = bf16 ? _mm512_loadu_ps(d->strength + channel) : three;
+    __m512 inner = bf16 ? _mm512_mul_ps(three, strength) : three;
     int y = 2 * TILE * row - 2 - d->first, x = 2 * TILE * column - 2, end = 2 * TILE * tiles + 4;
     __m512 sums[3][SIDE];
     for (int j = 0; j < end; j++, x++) {
@@ -32,19 +37,22 @@ INLINE void blur(const struct downsample *d, int row, int column, int tiles, int
         }
 #pragma GCC unroll 9
         for (int k = 0; k < SIDE; k++) {
-            __m512 sum = _mm512_fmadd_ps(three, _mm512_add_ps(source[k + 1], source[k + 2]),
-                                         _mm512_add_ps(source[k], source[k + 3]));
+            __m512 outer = _mm512_add_ps(source[k], source[k + 3]);
+            if (bf16)
+                outer = _mm512_mul_ps(strength, outer);
+            __m512 sum = _mm512_fmadd_ps(inner, _mm512_add_ps(source[k + 1], source[k + 2]), outer);
             if (j >= 3)
-                blurred[k][j - 3] =
-                    _mm512_fmadd_ps(three, _mm512_add_ps(sums[(j + 1) % 3][k], sums[(j + 2) % 3][k]),
-                                    _mm512_add_ps(sums[j % 3][k], sum));
+                blurred[k][j - 3] = _mm512_fmadd_ps(
+                    three, _mm512_add_ps(sums[(j + 1) % 3][k], sums[(j + 2) % 3][k]),
+                    _mm512_add_ps(sums[j % 3][k], sum));
             sums[j % 3][k] = sum;
         }
     }
 }
 
 /* Transform a tile's columns, sixteen channels: even and odd blurred rows to lines of their own. */
-INLINE void columns(__m512 blurred[SIDE][WIDE], int column, __m512 even[5][SIDE], __m512 odd[4][SIDE]) {
+INLINE void columns(__m512 blurred[SIDE][WIDE], int column, __m512 even[5][SIDE],
+                    __m512 odd[4][SIDE]) {
     for (int j = 0; j < SIDE; j++) {
         __m512 d[5], t[5];
 #pragma GCC unroll 5
@@ -95,9 +103,9 @@ INLINE void transform(__m512 blurred[SIDE][WIDE], int column, float *v, ptrdiff_
     }
 }
 
-/* Transform `tiles` tiles, the sixteen channels of a group, to int16: a row of points is scaled by what
- * it is at most. In a point's plane a group has its phases' channels, those of two phases by four in
- * turn, behind the group before. */
+/* Transform `tiles` tiles, the sixteen channels of a group, to int16: a row of points is scaled by
+ * what it is at most. In a point's plane a group has its phases' channels, those of two phases by
+ * four in turn, behind the group before. */
 INLINE void transform_int16(__m512 blurred[SIDE][WIDE], int tiles, int group, int16_t *v,
                             ptrdiff_t plane, ptrdiff_t tile, float factor[5]) {
     __m512 even[GROUP][5][SIDE], odd[GROUP][4][SIDE], scale[5];
@@ -132,7 +140,8 @@ INLINE void transform_int16(__m512 blurred[SIDE][WIDE], int tiles, int group, in
             if (k < 4)
                 _mm512_storeu_si512(here, pack(a[0][4], a[1][4]));
             else
-                _mm256_storeu_si256((void *)here, _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a[0][4])));
+                _mm256_storeu_si256((void *)here,
+                                    _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a[0][4])));
         }
 }
 
@@ -157,8 +166,8 @@ INLINE void input(const struct downsample *d, int row, int column, int tiles, fl
     }
 }
 
-INLINE void output(const struct downsample *d, int row, int column, const float *m,
-                   ptrdiff_t plane, const int bf16) {
+INLINE void output(const struct downsample *d, int row, int column, const float *m, ptrdiff_t plane,
+                   const int bf16) {
     for (int o = 0; o < d->outputs; o += LANES) {
         __m512 bias = _mm512_loadu_ps(d->bias + o), lines[4][5];
         for (int j = 0; j < 5; j++) {
@@ -189,11 +198,12 @@ INLINE void point(const struct downsample *d, int p, const float *v, const float
     int phases = (p / 5 < 4 ? 2 : 1) * (p % 5 < 4 ? 2 : 1), depth = d->inputs * phases;
     int groups = d->inputs / LANES;
     if (bf16)
-        int_product((const int32_t *)v, 2 * d->inputs, (const int32_t *)*weight, m, d->outputs, tiles,
-                    LANES / 2 * phases, groups, d->outputs, factors + p / 5, 5 * groups, 5,
+        int_product((const int32_t *)v, 2 * d->inputs, (const int32_t *)*weight, m, d->outputs,
+                    tiles, LANES / 2 * phases, groups, d->outputs, factors + p / 5, 5 * groups, 5,
                     d->unit + p * d->outputs, GROUP);
     else
-        product(v, 4 * d->inputs, (const float *)*weight, m, d->outputs, tiles, depth, d->outputs, 0);
+        product(v, 4 * d->inputs, (const float *)*weight, m, d->outputs, tiles, depth, d->outputs,
+                0);
     *weight += (ptrdiff_t)depth * d->outputs * (bf16 ? 2 : 4);
 }
 

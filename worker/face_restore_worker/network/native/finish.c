@@ -37,9 +37,9 @@ INLINE __m512 enlarged(const struct finish *f, int colour, int y, int x) {
     __m256 line[3];
 #pragma GCC unroll 3
     for (int k = 0; k < 3; k++)
-        line[k] = _mm256_fmadd_ps(_mm512_castps512_ps256(most), _mm256_loadu_ps(near + k),
-                                  _mm256_mul_ps(_mm512_castps512_ps256(quarter),
-                                                _mm256_loadu_ps(far + k)));
+        line[k] = _mm256_fmadd_ps(
+            _mm512_castps512_ps256(most), _mm256_loadu_ps(near + k),
+            _mm256_mul_ps(_mm512_castps512_ps256(quarter), _mm256_loadu_ps(far + k)));
     /* Column 2 i is a quarter of pixel i and the rest of i + 1, column 2 i + 1 the mirror image. */
     __m512 middle = _mm512_permutex2var_ps(_mm512_castps256_ps512(line[1]), zip,
                                            _mm512_castps256_ps512(line[1]));

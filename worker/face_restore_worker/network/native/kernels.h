@@ -8,15 +8,15 @@
 /* leaky(scale * conv3x3(style * concat(image, leaky(gain * encoder + shift))) + bias)
  *
  * Planes are channels_last, fp32 or bf16, `columns` wide; `*_pixel` is the distance of pixels in
- * elements. Row 0 of the inputs is row -top of the result's plane; rows and columns outside of what
- * is given count as zero. Channels are multiples of 16, outputs 16 or multiples of 32, rows_out
- * and columns multiples of 4. `block` tiles, a multiple of 16, go through at a time.
+ * elements. Row 0 of the inputs is row top - 1 of the result's plane; rows and columns outside of
+ * what is given count as zero. Channels are multiples of 16, outputs 16 or multiples of 32,
+ * rows_out and columns multiples of 4. `block` tiles, a multiple of 16, go through at a time.
  */
 struct winograd {
     const void *image, *encoder;
     void *out;
-    /* 36 points of panels of 32 outputs (one of 16): (inputs, 32), fp32; for bf16 planes pairs of int16,
-     * (inputs / 2, 32, 2), and what one of them is worth, (36, outputs): see winograd.c */
+    /* 36 points of panels of 32 outputs (one of 16): (inputs, 32), fp32; for bf16 planes pairs of
+     * int16, (inputs / 2, 32, 2), and what one of them is worth, (36, outputs): see winograd.c */
     const void *weight;
     const float *unit;
     const float *style, *shift, *scale, *bias;
@@ -27,8 +27,8 @@ struct winograd {
     float gain;
 };
 
-/* leaky(weight picture + bias) for each pixel: `rows` rows of three fp32 planes, `plane` values apart, to
- * channels_last pixels behind each other. Outputs are a multiple of 16. */
+/* leaky(weight picture + bias) for each pixel: `rows` rows of three fp32 planes, `plane` values
+ * apart, to channels_last pixels behind each other. Outputs are a multiple of 16. */
 struct first {
     const float *picture;
     void *out;
@@ -49,10 +49,10 @@ struct downsample {
     void *out;
     /* 5 x 5 matrices in panels, (inputs times phases, 32): both rows and columns even; where the
      * column's point is finite, columns odd; where the row's is, rows odd; where both are, both.
-     * For bf16 planes pairs of int16, phases by sixteen inputs, as downsample.c has them, and what one
-     * of them is worth, (25, outputs) */
+     * For bf16 planes pairs of int16, phases by sixteen inputs, as downsample.c has them, what one
+     * of them is worth, (25, outputs), and what inputs are multiplied by, (inputs). */
     const void *weight;
-    const float *unit;
+    const float *unit, *strength;
     const float *bias;
     float *scratch; /* 25 * (block * (4 inputs + outputs) + 32) values */
     ptrdiff_t pixel;
@@ -64,7 +64,8 @@ struct downsample {
  *
  * `image`, `encoder` and `part` begin at row `first` of the plane and have `rows` rows, `columns`
  * wide, of `channels` channels (multiples of 16), channels_last. `below` is fp32 RGB, three planes
- * of half the size inside a border of one zero; `out` is fp32 RGB, three whole planes, rows `out_line` apart.
+ * of half the size inside a border of one zero; `out` is fp32 RGB, three whole planes, rows
+ * `out_line` apart.
  */
 struct finish {
     const void *image, *encoder;
@@ -80,16 +81,17 @@ struct finish {
 /* leaky(scale * blur(transposed_conv3x3(style * source)) + bias), blur by [1, 3, 3, 1] both ways:
  * rows `from` to `to` - 1 of the result, of tile rows `first` to `last` - 1.
  *
- * `source` is a whole plane, channels_last, fp32 or bf16; the result has twice as many columns, the pixels
- * `out_pixel` apart. Channels are multiples of 16 (inputs, in bf16, of 32), outputs 16 or multiples of
- * 32, columns a multiple of 4. Outputs may be some of the convolution's: whole panels. `raised` holds the last rows of the tile rows before, and keeps
- * those of these for the next call.
+ * `source` is a whole plane, channels_last, fp32 or bf16; the result has twice as many columns, the
+ * pixels `out_pixel` apart. Channels are multiples of 16 (inputs, in bf16, of 32), outputs 16 or
+ * multiples of 32, columns a multiple of 4. Outputs may be some of the convolution's: whole panels.
+ * `raised` holds the last rows of the tile rows before, and keeps those of these for the next call.
  */
 struct upsample {
     const void *source;
     void *out;
-    /* 25 + 5 + 5 + 1 matrices in panels: both ways, rows only, columns only, neither; for bf16 planes
-     * of pairs of bf16, (inputs / 2, 32, 2). They are `matrix` floats apart, one for two bf16. */
+    /* 25 + 5 + 5 + 1 matrices in panels: both ways, rows only, columns only, neither; for bf16
+     * planes of pairs of bf16, (inputs / 2, 32, 2). They are `matrix` floats apart, one for two
+     * bf16. */
     const float *weight;
     const float *style, *scale, *bias;
     /* (3, raised_width, outputs), zeros at first, and behind it room for as many values as
@@ -101,13 +103,13 @@ struct upsample {
     int32_t first, last, from, to, block;                 /* block: multiple of 8 */
 };
 
-/* `upsample`, `winograd` and `finish` for rows `from` to `to` - 1 of a level, both multiples of 8, `step`
- * rows of the up-convolution's tiles at a time.
+/* `upsample`, `winograd` and `finish` for rows `from` to `to` - 1 of a level, both multiples of 8,
+ * `step` rows of the up-convolution's tiles at a time.
  *
- * The three are given as for the whole plane; what tells rows, and where the image part lies between
- * them, is filled in. `conv.out` and `finish.part` are the level's plane; where `part` is null, `out`
- * is a buffer of 8 * step + 8 rows. Where `first.picture` is there, the encoder's feature is computed from
- * it. `blurred` and, for that, `feature` have room for 8 * step + 8 rows.
+ * The three are given as for the whole plane; what tells rows, and where the image part lies
+ * between them, is filled in. `conv.out` and `finish.part` are the level's plane; where `part` is
+ * null, `out` is a buffer of 8 * step + 8 rows. Where `first.picture` is there, the encoder's
+ * feature is computed from it. `blurred` and, for that, `feature` have room for 8 * step + 8 rows.
  */
 struct band {
     struct upsample up;
@@ -118,21 +120,24 @@ struct band {
     int32_t from, to, step;
 };
 
-/* `first` and `downsample` for tile rows down.from to down.to - 1 of the encoder's first level, a tile row at a
- * time. What tells rows is filled in; `feature` has room for 12 rows, and columns are its rows, too. */
+/* `first` and `downsample` for tile rows down.from to down.to - 1 of the encoder's first level, a
+ * tile row at a time. The picture is square. What tells rows is filled in; `feature` has room for
+ * 12 rows. */
 struct encode {
     struct downsample down;
     struct first first;
     void *feature;
 };
 
-/* Weights of a convolution for planes in bf16: each matrix is made of some rows of `transform` times the nine
- * taps, its phases, and lies behind the one before, in panels of 32 outputs (one of 16) of pairs.
+/* Weights of a convolution for planes in bf16: each matrix is made of some rows of `transform`
+ * times the nine taps, its phases, and lies behind the one before, in panels of 32 outputs (one of
+ * 16) of pairs.
  *
- * With `unit` the pairs are int16, `unit`, (matrices, outputs), is what one of them is worth, sums over
- * `run` times sixteen inputs (0: over sixteen of each phase) cannot overflow, and the depth is
- * sixteen inputs of each phase, the next sixteen, ..., of two sixteens by four in turn (`pack`) where a run
- * is of more than one. Without it they are bf16, there is one phase, and the inputs are in their order.
+ * With `unit` the pairs are int16, `unit`, (matrices, outputs), is what one of them is worth, sums
+ * over `run` times sixteen inputs (0: over sixteen of each phase) cannot overflow, and the depth is
+ * sixteen inputs of each phase, the next sixteen, ..., of two sixteens by four in turn (`pack`)
+ * where a run is of more than one. Without it they are bf16, there is one phase, and the inputs are
+ * in their order.
  */
 struct prepare {
     const float *weight;    /* (outputs, inputs, 9); outputs 16 or multiples of 32, inputs of 16 */
@@ -144,7 +149,7 @@ struct prepare {
     int32_t outputs, inputs, matrices, run;
 };
 
-uint64_t version(void);  /* of the sources it was made from: build.py's `source_version` */
+uint64_t version(void); /* of the sources it was made from: build.py's `source_version` */
 int32_t features(void); /* 1: the processor has what fp32 needs; 2: and what bf16 needs */
 
 void first_fp32(const struct first *f);

@@ -59,7 +59,7 @@ ARGUMENTS = {
     ),
     "downsample": _structure(
         "Downsample",
-        "source out weight unit bias scratch",
+        "source out weight unit strength bias scratch",
         "pixel",
         "inputs outputs first rows columns from to block",
         "",

@@ -5,11 +5,12 @@
 #define TAPS 9
 #define WIDE (2 * LANES)
 
-/* Of a sum's weights' absolute values: what they are multiplied with is below 2^14 (vector.h), so sums
- * stay below 2^31; less what rounding adds. */
+/* Of a sum's weights' absolute values: what they are multiplied with is below 2^14 (vector.h), so
+ * sums stay below 2^31; less what rounding adds. */
 #define LARGEST_SUM (131072.0f - 64.0f)
 
-/* Transform a panel of `wide` outputs: row r of the transform of input i to v[(r * inputs + i) * WIDE]. */
+/* Transform a panel of `wide` outputs: row r of the transform of input i to v[(r * inputs + i) *
+ * WIDE]. */
 static void transform(const struct prepare *p, const float *weight, int rows, int wide) {
     ptrdiff_t output = (ptrdiff_t)p->inputs * TAPS;
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -41,8 +42,8 @@ static __m512 unit_of(const struct prepare *p, const float *matrix, int phases, 
         __m512 sum = _mm512_setzero_ps();
         for (int s = step; s < step + run; s++)
             for (int i = 0; i < LANES; i++) {
-                __m512 size = _mm512_abs_ps(
-                    _mm512_loadu_ps(inputs_of(p, matrix, phases, s) + i * WIDE));
+                __m512 size =
+                    _mm512_abs_ps(_mm512_loadu_ps(inputs_of(p, matrix, phases, s) + i * WIDE));
                 sum = _mm512_add_ps(sum, size);
                 largest = _mm512_max_ps(largest, size);
             }

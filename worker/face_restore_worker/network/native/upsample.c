@@ -93,8 +93,8 @@ INLINE void input_tile(const struct upsample *u, int row, int column, int channe
 
 INLINE void input(const struct upsample *u, int row, int column, void *v, ptrdiff_t plane,
                   ptrdiff_t at, const int bf16) {
-    int inside = row > 0 && TILE * (row + 1) <= u->rows && column > 0 &&
-                 TILE * (column + 1) <= u->columns;
+    int inside =
+        row > 0 && TILE * (row + 1) <= u->rows && column > 0 && TILE * (column + 1) <= u->columns;
     for (int c = 0; c < u->inputs; c += bf16 ? 2 * LANES : LANES)
         if (inside)
             input_tile(u, row, column, c, v, plane, at + c, 0, bf16);

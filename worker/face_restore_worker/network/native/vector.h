@@ -36,16 +36,15 @@ INLINE void store(void *at, __m512 x, int bf16) {
         _mm512_storeu_ps(at, x);
 }
 
-INLINE __m512 leaky(__m512 x) {
-    return _mm512_max_ps(x, _mm512_mul_ps(x, _mm512_set1_ps(0.2f)));
-}
+INLINE __m512 leaky(__m512 x) { return _mm512_max_ps(x, _mm512_mul_ps(x, _mm512_set1_ps(0.2f))); }
 
 /* c (rows x vectors * 16) = a (rows x depth) b (depth x vectors * 16), the sums in registers.
  *
  * `pairs`: what a and b hold are pairs of bf16 along the depth, each taken for one float.
  * Four rows have one pointer, so that no address needs a register that is not there. */
 INLINE void small_product(const float *a, ptrdiff_t a_row, const float *b, float *c,
-                          ptrdiff_t c_row, int depth, const int rows, const int vectors, const int pairs) {
+                          ptrdiff_t c_row, int depth, const int rows, const int vectors,
+                          const int pairs) {
     __m512 sum[16][2];
     const float *four[4];
     ptrdiff_t third = 3 * a_row;
@@ -102,12 +101,12 @@ INLINE void product(const float *a, ptrdiff_t a_row, const float *b, float *c, p
             small_product(a + r * a_row, a_row, b, c + r * c_row + n, c_row, depth, 8, 2, pairs);
 }
 
-/* Sums of products of int16 pairs, as small_product, brought to fp32: c = factor[rows] * unit * sums,
- * or c += that where `more`. A factor is for `each` rows. */
+/* Sums of products of int16 pairs, as small_product, brought to fp32: c = factor[rows] * unit *
+ * sums, or c += that where `more`. A factor is for `each` rows. */
 INLINE void small_int_product(const int32_t *a, ptrdiff_t a_row, const int32_t *b, float *c,
-                              ptrdiff_t c_row, int depth, const float *factor, ptrdiff_t factor_step,
-                              const float *unit, const int each, const int rows, const int vectors,
-                              const int more) {
+                              ptrdiff_t c_row, int depth, const float *factor,
+                              ptrdiff_t factor_step, const float *unit, const int each,
+                              const int rows, const int vectors, const int more) {
     __m512i sum[16][2];
     const int32_t *four[4];
     ptrdiff_t third = 3 * a_row;
@@ -154,12 +153,14 @@ INLINE void small_int_product(const int32_t *a, ptrdiff_t a_row, const int32_t *
         }
 }
 
-/* c = a b for whole matrices of int16 pairs. a has `depths` runs of `depth` pairs, each with factors of
- * its own, `run_step` apart, and those of every `each` rows `factor_step` apart; `unit` is for the columns
- * of b, which lies in panels of 32 columns (or one of 16). `rows` is a multiple of 16. */
-INLINE void int_product(const int32_t *a, ptrdiff_t a_row, const int32_t *b, float *c, ptrdiff_t c_row,
-                        int rows, int depth, int depths, int columns, const float *factor,
-                        ptrdiff_t factor_step, ptrdiff_t run_step, const float *unit, const int each) {
+/* c = a b for whole matrices of int16 pairs. a has `depths` runs of `depth` pairs, each with
+ * factors of its own, `run_step` apart, and those of every `each` rows `factor_step` apart; `unit`
+ * is for the columns of b, which lies in panels of 32 columns (or one of 16). `rows` is a multiple
+ * of 16. */
+INLINE void int_product(const int32_t *a, ptrdiff_t a_row, const int32_t *b, float *c,
+                        ptrdiff_t c_row, int rows, int depth, int depths, int columns,
+                        const float *factor, ptrdiff_t factor_step, ptrdiff_t run_step,
+                        const float *unit, const int each) {
     const int wide = columns < 2 * LANES ? LANES : 2 * LANES, high = wide == LANES ? 16 : 8;
     for (int n = 0; n < columns; n += wide, b += (ptrdiff_t)depths * depth * wide)
         for (int r = 0; r < rows; r += high)
@@ -191,8 +192,8 @@ INLINE __m512 larger(__m512 most, __m512 x) {
     return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(most), size));
 }
 
-/* What brings values to int16, that are at most `growth` times what `larger` found; *factor takes it
- * back, and is not finite where they are not. */
+/* What brings values to int16, that are at most `growth` times what `larger` found; *factor takes
+ * it back, and is not finite where they are not. */
 INLINE __m512 int_scale(__m512 most, float growth, float *factor) {
     __m512i bits = _mm512_set1_epi32((int)_mm512_reduce_max_epu32(_mm512_castps_si512(most)));
     float bound = growth * _mm512_cvtss_f32(_mm512_castsi512_ps(bits));
