@@ -57,7 +57,10 @@ class Modulation:
 
     def __call__(self, style: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map the style (1, style_dim) to fp32 inputs (I,) and outputs (O,) or None."""
-        inputs = self.conv.modulation(style)[0] * self.conv.scale
+        dense = self.conv.modulation
+        # The style is smaller than the weights to be scaled.
+        inputs = F.linear(style * dense.scale, dense.weight, dense.bias * dense.lr_mul)[0]
+        inputs = inputs * self.conv.scale
         if self.energy is None:
             return inputs, None
         return inputs, torch.rsqrt(torch.mv(self.energy, inputs.square()) + _EPSILON)

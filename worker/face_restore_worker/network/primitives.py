@@ -88,7 +88,7 @@ class EqualLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in) to (N, out)."""
-        return F.linear(x * self.scale, self.weight, self.bias * self.lr_mul)
+        return F.linear(x, self.weight * self.scale, self.bias * self.lr_mul)
 
 
 class ActivatedLinear(EqualLinear):
@@ -96,7 +96,7 @@ class ActivatedLinear(EqualLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in) to (N, out)."""
-        return leaky(F.linear(x * self.scale, self.weight), self.bias * self.lr_mul)
+        return leaky(F.linear(x, self.weight * self.scale), self.bias * self.lr_mul)
 
 
 class PixelNorm(nn.Module):
