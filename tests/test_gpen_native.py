@@ -91,11 +91,11 @@ class Example:
         return x, to_rgb(x, style, self.below.double())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from([32, 96, 128]),
     st.sampled_from([16, 32, 96]),
-    st.sampled_from([32, 64, 96, 160]),
+    st.sampled_from([32, 64, 96]),
     st.integers(0, 1000),
     st.booleans(),
     st.sampled_from([16, 128]),
@@ -189,11 +189,11 @@ def test_a_level_has_the_same_bytes_whatever_the_strips_and_threads(
         assert torch.equal(again, out) and torch.equal(rgb_again, rgb)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
-    st.sampled_from([16, 48, 128]),
+    st.sampled_from([16, 48, 80]),
     st.sampled_from([16, 32, 96]),
-    st.sampled_from([8, 24, 64, 136]),
+    st.sampled_from([8, 24, 64, 72]),
     st.integers(0, 1000),
     st.sampled_from([100, 20_000, 8 << 20]),
     st.integers(1, 3),

@@ -273,6 +273,7 @@ def test_a_selection_chooses_the_same_faces(crowd: np.ndarray) -> None:
     assert_alike(found.detect(crowd, QUICK, selection), wanted)
 
 
+@pytest.mark.slow
 def test_a_large_photograph_is_cut_in_tiles(crowd: np.ndarray) -> None:
     scene = np.tile(crowd, (1, 2, 1))
     wanted = FaceDetector(MarkerNetwork()).detect(scene, QUICK)
@@ -334,6 +335,7 @@ def test_real_faces_are_found_whatever_is_looked_at(
     assert_alike(builtin(plain, "fp32", **settings).detect(scene), wanted, allowed=0.5)
 
 
+@pytest.mark.slow
 def test_what_is_fetched_at_a_time_does_not_matter(
     crowd: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,6 +390,7 @@ def test_a_full_device_is_tried_once_more(crowd: np.ndarray) -> None:
     assert len(found.detect(crowd, QUICK)) == 3 and found.notes == []
 
 
+@pytest.mark.slow
 def test_a_device_that_stays_full_leaves_it_to_the_processor(crowd: np.ndarray) -> None:
     made: list[FaceDetector] = []
 
@@ -409,6 +412,7 @@ def test_other_errors_are_not_hidden(crowd: np.ndarray) -> None:
         on_device(Failing(1, RuntimeError("shapes cannot be multiplied"))).detect(crowd, QUICK)
 
 
+@pytest.mark.slow
 def test_a_network_that_overflows_runs_in_fp32_from_then_on(crowd: np.ndarray) -> None:
     found = on_device(Overflowing(heals=True), precision="fp16")
     assert len(found.detect(crowd, QUICK)) == 3
@@ -417,6 +421,7 @@ def test_a_network_that_overflows_runs_in_fp32_from_then_on(crowd: np.ndarray) -
     assert on_device(Overflowing(heals=False), precision="fp16").detect(crowd, QUICK) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_no_room_for_fp32_is_a_full_device(crowd: np.ndarray, times: int) -> None:
     found = on_device(
@@ -457,6 +462,7 @@ def test_a_search_nobody_waits_for_ends(crowd: np.ndarray, full: bool) -> None:
         found.detect(crowd, QUICK)
 
 
+@pytest.mark.slow
 def test_the_user_is_told(crowd: np.ndarray) -> None:
     from face_restore_worker import Restorer
     from face_restore_worker.pipeline.loaded import LoadedModels

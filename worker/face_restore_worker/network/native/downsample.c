@@ -198,12 +198,12 @@ INLINE void point(const struct downsample *d, int p, const float *v, const float
     int phases = (p / 5 < 4 ? 2 : 1) * (p % 5 < 4 ? 2 : 1), depth = d->inputs * phases;
     int groups = d->inputs / LANES;
     if (bf16)
-        int_product((const int32_t *)v, 2 * d->inputs, (const int32_t *)*weight, m, d->outputs,
-                    tiles, LANES / 2 * phases, groups, d->outputs, factors + p / 5, 5 * groups, 5,
+        int_product(v, 2 * d->inputs, (const float *)*weight, m, d->outputs, tiles,
+                    LANES / 2 * phases, groups, d->outputs, factors + p / 5, 5 * groups, 5,
                     d->unit + p * d->outputs, GROUP);
     else
         product(v, 4 * d->inputs, (const float *)*weight, m, d->outputs, tiles, depth, d->outputs,
-                0);
+                FP32);
     *weight += (ptrdiff_t)depth * d->outputs * (bf16 ? 2 : 4);
 }
 

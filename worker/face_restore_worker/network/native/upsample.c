@@ -151,7 +151,7 @@ INLINE void products(const struct upsample *u, const void *v, float *m, ptrdiff_
         many = plane < ROWS ? 1 : plane < NEITHER ? 4 : 16;
         for (int k = plane; k < plane + many; k++)
             product(element(v, k * v_plane, bf16), depth, weight, m + k * m_plane, u->outputs,
-                    tiles, depth, u->outputs, bf16);
+                    tiles, depth, u->outputs, bf16 ? BF16 : FP32);
         weight += u->matrix;
     }
 }

@@ -38,14 +38,14 @@ INLINE void store(void *at, __m512 x, int bf16) {
 
 INLINE __m512 leaky(__m512 x) { return _mm512_max_ps(x, _mm512_mul_ps(x, _mm512_set1_ps(0.2f))); }
 
-/* c (rows x vectors * 16) = a (rows x depth) b (depth x vectors * 16), the sums in registers.
+/* What matrices hold: fp32, or pairs along the depth of bf16 or int16, each taken for one float. */
+enum kind { FP32, BF16, INT16 };
+
+/* sum (rows x vectors * 16) = a (rows x depth) b (depth x vectors * 16), of int16 in int32.
  *
- * `pairs`: what a and b hold are pairs of bf16 along the depth, each taken for one float.
  * Four rows have one pointer, so that no address needs a register that is not there. */
-INLINE void small_product(const float *a, ptrdiff_t a_row, const float *b, float *c,
-                          ptrdiff_t c_row, int depth, const int rows, const int vectors,
-                          const int pairs) {
-    __m512 sum[16][2];
+INLINE void sums_of(const float *a, ptrdiff_t a_row, const float *b, __m512 sum[16][2], int depth,
+                    const int rows, const int vectors, const enum kind kind) {
     const float *four[4];
     ptrdiff_t third = 3 * a_row;
 #pragma GCC unroll 16
@@ -70,13 +70,27 @@ INLINE void small_product(const float *a, ptrdiff_t a_row, const float *b, float
                                       : r % 4 == 2 ? at[2 * a_row]
                                                    : at[third]);
 #pragma GCC unroll 2
-            for (int v = 0; v < vectors; v++)
-                sum[r][v] = pairs ? _mm512_dpbf16_ps(sum[r][v], (__m512bh)x, (__m512bh)line[v])
-                                  : _mm512_fmadd_ps(x, line[v], sum[r][v]);
+            for (int v = 0; v < vectors; v++) {
+                if (kind == FP32)
+                    sum[r][v] = _mm512_fmadd_ps(x, line[v], sum[r][v]);
+                else if (kind == BF16)
+                    sum[r][v] = _mm512_dpbf16_ps(sum[r][v], (__m512bh)x, (__m512bh)line[v]);
+                else
+                    sum[r][v] = (__m512)_mm512_dpwssd_epi32((__m512i)sum[r][v], (__m512i)x,
+                                                            (__m512i)line[v]);
+            }
             if (r % 4 == 3)
                 four[r / 4]++;
         }
     }
+}
+
+/* c (rows x vectors * 16) = a (rows x depth) b (depth x vectors * 16). */
+INLINE void small_product(const float *a, ptrdiff_t a_row, const float *b, float *c,
+                          ptrdiff_t c_row, int depth, const int rows, const int vectors,
+                          const enum kind kind) {
+    __m512 sum[16][2];
+    sums_of(a, a_row, b, sum, depth, rows, vectors, kind);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
@@ -87,57 +101,28 @@ INLINE void small_product(const float *a, ptrdiff_t a_row, const float *b, float
 /* c = a b for whole matrices: `b` lies in panels of 32 columns (or one of 16), (depth, columns)
  * each; `rows` is a multiple of 8. */
 INLINE void product(const float *a, ptrdiff_t a_row, const float *b, float *c, ptrdiff_t c_row,
-                    int rows, int depth, int columns, const int pairs) {
+                    int rows, int depth, int columns, const enum kind kind) {
     if (columns == LANES) {
         int r = 0;
         for (; r + 16 <= rows; r += 16)
-            small_product(a + r * a_row, a_row, b, c + r * c_row, c_row, depth, 16, 1, pairs);
+            small_product(a + r * a_row, a_row, b, c + r * c_row, c_row, depth, 16, 1, kind);
         for (; r < rows; r += 8)
-            small_product(a + r * a_row, a_row, b, c + r * c_row, c_row, depth, 8, 1, pairs);
+            small_product(a + r * a_row, a_row, b, c + r * c_row, c_row, depth, 8, 1, kind);
         return;
     }
     for (int n = 0; n < columns; n += 2 * LANES, b += (ptrdiff_t)2 * LANES * depth)
         for (int r = 0; r < rows; r += 8)
-            small_product(a + r * a_row, a_row, b, c + r * c_row + n, c_row, depth, 8, 2, pairs);
+            small_product(a + r * a_row, a_row, b, c + r * c_row + n, c_row, depth, 8, 2, kind);
 }
 
-/* Sums of products of int16 pairs, as small_product, brought to fp32: c = factor[rows] * unit *
- * sums, or c += that where `more`. A factor is for `each` rows. */
-INLINE void small_int_product(const int32_t *a, ptrdiff_t a_row, const int32_t *b, float *c,
+/* Sums of products of int16 pairs, brought to fp32: c = factor[rows] * unit * sums, or c += that
+ * where `more`. A factor is for `each` rows. */
+INLINE void small_int_product(const float *a, ptrdiff_t a_row, const float *b, float *c,
                               ptrdiff_t c_row, int depth, const float *factor,
                               ptrdiff_t factor_step, const float *unit, const int each,
                               const int rows, const int vectors, const int more) {
-    __m512i sum[16][2];
-    const int32_t *four[4];
-    ptrdiff_t third = 3 * a_row;
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++)
-            sum[r][v] = _mm512_setzero_si512();
-#pragma GCC unroll 4
-    for (int r = 0; r < rows / 4; r++)
-        four[r] = a + 4 * r * a_row;
-#pragma GCC unroll 2
-    for (int k = 0; k < depth; k++, b += vectors * LANES) {
-        __m512i line[2];
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++)
-            line[v] = _mm512_loadu_si512(b + v * LANES);
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
-            const int32_t *at = four[r / 4];
-            __m512i x = _mm512_set1_epi32(r % 4 == 0   ? at[0]
-                                          : r % 4 == 1 ? at[a_row]
-                                          : r % 4 == 2 ? at[2 * a_row]
-                                                       : at[third]);
-#pragma GCC unroll 2
-            for (int v = 0; v < vectors; v++)
-                sum[r][v] = _mm512_dpwssd_epi32(sum[r][v], x, line[v]);
-            if (r % 4 == 3)
-                four[r / 4]++;
-        }
-    }
+    __m512 sum[16][2];
+    sums_of(a, a_row, b, sum, depth, rows, vectors, INT16);
     __m512 scale[2];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
@@ -147,7 +132,7 @@ INLINE void small_int_product(const int32_t *a, ptrdiff_t a_row, const int32_t *
             if (r % each == 0)
                 scale[v] = _mm512_mul_ps(_mm512_set1_ps(factor[r / each * factor_step]),
                                          _mm512_loadu_ps(unit + v * LANES));
-            __m512 x = _mm512_cvtepi32_ps(sum[r][v]);
+            __m512 x = _mm512_cvtepi32_ps((__m512i)sum[r][v]);
             _mm512_storeu_ps(at, more ? _mm512_fmadd_ps(x, scale[v], _mm512_loadu_ps(at))
                                       : _mm512_mul_ps(x, scale[v]));
         }
@@ -157,16 +142,16 @@ INLINE void small_int_product(const int32_t *a, ptrdiff_t a_row, const int32_t *
  * factors of its own, `run_step` apart, and those of every `each` rows `factor_step` apart; `unit`
  * is for the columns of b, which lies in panels of 32 columns (or one of 16). `rows` is a multiple
  * of 16. */
-INLINE void int_product(const int32_t *a, ptrdiff_t a_row, const int32_t *b, float *c,
-                        ptrdiff_t c_row, int rows, int depth, int depths, int columns,
-                        const float *factor, ptrdiff_t factor_step, ptrdiff_t run_step,
-                        const float *unit, const int each) {
+INLINE void int_product(const float *a, ptrdiff_t a_row, const float *b, float *c, ptrdiff_t c_row,
+                        int rows, int depth, int depths, int columns, const float *factor,
+                        ptrdiff_t factor_step, ptrdiff_t run_step, const float *unit,
+                        const int each) {
     const int wide = columns < 2 * LANES ? LANES : 2 * LANES, high = wide == LANES ? 16 : 8;
     for (int n = 0; n < columns; n += wide, b += (ptrdiff_t)depths * depth * wide)
         for (int r = 0; r < rows; r += high)
             for (int k = 0; k < depths; k++) {
-                const int32_t *here = a + r * a_row + (ptrdiff_t)k * depth;
-                const int32_t *weight = b + (ptrdiff_t)k * depth * wide;
+                const float *here = a + r * a_row + (ptrdiff_t)k * depth;
+                const float *weight = b + (ptrdiff_t)k * depth * wide;
                 const float *f = factor + r / each * factor_step + k * run_step;
                 float *to = c + r * c_row + n;
                 if (wide == LANES && k)

@@ -212,14 +212,14 @@ INLINE void convolve(const struct winograd *w, const int bf16) {
             int tiles = (high * wide + 15) / 16 * 16;
             for (int p = 0; p < POINTS; p++)
                 if (bf16)
-                    int_product((int32_t *)((int16_t *)v + p * v_plane), inputs / 2,
-                                (const int32_t *)w->weight + (ptrdiff_t)p * inputs / 2 * w->outputs,
+                    int_product((float *)((int16_t *)v + p * v_plane), inputs / 2,
+                                (const float *)w->weight + (ptrdiff_t)p * inputs / 2 * w->outputs,
                                 m + p * m_plane, w->outputs, tiles, depth, depths, w->outputs,
                                 factors + p % 6, step, 6, w->unit + p * w->outputs, GROUP);
                 else
                     product(v + p * v_plane, inputs,
                             (const float *)w->weight + (ptrdiff_t)p * inputs * w->outputs,
-                            m + p * m_plane, w->outputs, tiles, inputs, w->outputs, 0);
+                            m + p * m_plane, w->outputs, tiles, inputs, w->outputs, FP32);
             for (int r = 0; r < high; r++)
                 output(w, y + r, x, wide, m + (ptrdiff_t)r * wide * w->outputs, m_plane, bf16);
         }
