@@ -367,6 +367,7 @@ class HungWorker(threading.Thread):
         self.context.term()
 
 
+@pytest.mark.slow
 def test_a_worker_without_a_pulse_is_lost() -> None:
     hung = HungWorker()
     hung.start()

@@ -107,6 +107,7 @@ def heights(faces: list[Face]) -> list[int]:
     return sorted(round(f.height) for f in faces)
 
 
+@pytest.mark.slow
 def test_options_choose_faces(crowd: tuple[NDArray[np.uint8], list[Truth]]) -> None:
     scene, _ = crowd
     found = detector()

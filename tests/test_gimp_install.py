@@ -329,6 +329,7 @@ def test_programs_of_windows_and_macos(tmp_path: Path) -> None:
     assert [p.version for p in programs.find_programs(mac)] == ["3.0.6"]
 
 
+@pytest.mark.slow
 @posix
 def test_a_program_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
     import psutil

@@ -245,6 +245,7 @@ def crowd() -> np.ndarray:
     return scene
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

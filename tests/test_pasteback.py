@@ -65,6 +65,7 @@ any_face = given(
 )
 
 
+@pytest.mark.slow
 @settings(relaxed, max_examples=3)
 @any_face
 @example(

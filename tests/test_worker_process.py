@@ -189,6 +189,7 @@ def test_the_environment_is_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- stopping -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_frozen_worker_is_named_and_can_be_replaced() -> None:
     first = ensure()
     os.kill(first.pid, signal.SIGSTOP)

@@ -154,6 +154,7 @@ def at_some_pace(attempt: Callable[[float], None]) -> None:
     return attempt(20.0)
 
 
+@pytest.mark.slow
 def test_heartbeats_keep_a_quiet_connection_in_both_directions() -> None:
     def attempt(pace: float) -> None:
         echo = EchoServer(heartbeat_ms=int(150 * pace))
@@ -170,6 +171,7 @@ def test_heartbeats_keep_a_quiet_connection_in_both_directions() -> None:
     at_some_pace(attempt)
 
 
+@pytest.mark.slow
 def test_a_client_that_is_busy_elsewhere_keeps_its_connection(server: EchoServer) -> None:
     """It has sent PINGs before: the peer must not take them as a promise of more."""
 
