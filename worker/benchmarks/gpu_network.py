@@ -173,7 +173,7 @@ def onnxruntime_call(name: str, network: Any, device: str, folder: Path) -> Call
 def exported(name: str, network: Any, path: Path) -> None:
     """Write the network for ONNX Runtime."""
     import torch
-    from face_restore_worker.bench.builders import INPUT, OPSET, OUTPUT, export
+    from face_restore_worker.bench.builders import export, write_onnx
     from face_restore_worker.checkpoints.gpen import write_gpen_safetensors
 
     if name != "onnxruntime-fp16":
@@ -184,18 +184,8 @@ def exported(name: str, network: Any, path: Path) -> None:
         export(weights, path, "tidy" if name.endswith("-tidy") else "authors")
         return
     size = network.architecture.size
-    with torch.no_grad():
-        torch.onnx.export(
-            copy.deepcopy(network),
-            (torch.zeros(1, 3, size, size, dtype=torch.float16),),
-            str(path),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            external_data=True,
-            verbose=False,
-        )
+    example = torch.zeros(1, 3, size, size, dtype=torch.float16)
+    write_onnx(copy.deepcopy(network), example, path)
 
 
 def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:

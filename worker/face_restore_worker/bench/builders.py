@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from face_restore_shared.errors import FaceRestoreError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Call = Callable[["Tensor"], "Tensor"]
 INPUT, OUTPUT = "face", "restored"
@@ -119,11 +119,18 @@ def export(weights: Path, onnx: Path, form: str) -> None:
     state, architecture = read_gpen_state(weights)
     network = Authors() if form == "authors" else build_gpen(architecture, state)
     example = torch.zeros(1, 3, architecture.size, architecture.size)
+    write_onnx(network, example, onnx)
+
+
+def write_onnx(network: nn.Module, example: Tensor, path: Path) -> None:
+    """Export a network of one input, such as `example`, by PyTorch's dynamo exporter."""
+    import torch
+
     with torch.no_grad():
         torch.onnx.export(
             network,
             (example,),
-            str(onnx),
+            str(path),
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
