@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -203,9 +204,12 @@ def test_the_end_of_the_terminal_ends_a_command_in_order(tmp_path: Path) -> None
     log.parent.mkdir(parents=True)
     log.write_text("one\n")
     for ignored in (False, True):
-        script = f"trap '{'' if ignored else '-'}' HUP; exec \"$@\""
+        # Not by `trap`: a shell cannot undo the nohup that these tests may run under.
+        handler = "SIG_IGN" if ignored else "SIG_DFL"
+        script = f"import os, signal as s, sys; s.signal(s.SIGHUP, s.{handler}); "
+        script += "os.execvp(sys.argv[1], sys.argv[1:])"
         process = subprocess.Popen(
-            ["sh", "-c", script, "sh", *home.command("worker", "logs", "--follow")],
+            [sys.executable, "-c", script, *home.command("worker", "logs", "--follow")],
             env=home.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
