@@ -99,6 +99,7 @@ class Example:
     st.integers(0, 1000),
     st.booleans(),
     st.sampled_from([16, 128]),
+    st.sampled_from([16, 512]),
     st.sampled_from([100, 20_000, 8 << 20]),
     st.integers(1, 3),
     st.sampled_from([(torch.float32, 1.5e-6), (torch.bfloat16, 8e-3)]),
@@ -111,6 +112,7 @@ def test_a_level_is_the_reference_level(
     seed: int,
     last: bool,
     whole: int,
+    shared: int,
     strip_bytes: int,
     threads: int,
     precision: tuple[torch.dtype, float],
@@ -121,6 +123,7 @@ def test_a_level_is_the_reference_level(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_strips, "STRIP_BYTES", strip_bytes)
         patch.setattr(cpu_native, "WHOLE", whole)
+        patch.setattr(cpu_native, "SHARED", shared)
         out, rgb = example.native(compiled, threads)
     wanted, wanted_rgb = example.reference()
     assert relative_error(rgb, wanted_rgb) < bound

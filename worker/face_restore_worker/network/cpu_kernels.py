@@ -33,8 +33,8 @@ def kernels(dtype: torch.dtype) -> Library | None:
 def agrees(found: Library, dtype: torch.dtype) -> bool:
     """Whether small levels come out as torch has them; otherwise a line is logged."""
     bound = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
-    # Panels of 16 outputs and of 32; the level in bands and as a whole.
-    error = _difference(found, 16, dtype, whole=0) + _difference(found, 32, dtype, whole=32)
+    # Panels of 16 outputs and of 32; the level in bands, as the finest are, and as a whole.
+    error = _difference(found, 16, dtype, shared=True) + _difference(found, 32, dtype, whole=32)
     error += _encoder_difference(found, 32, dtype)
     if error < bound:
         return True
@@ -46,8 +46,9 @@ def agrees(found: Library, dtype: torch.dtype) -> bool:
 
 @torch.inference_mode()
 def _difference(
-    found: Library, channels: int, dtype: torch.dtype, whole: int, size: int = 32
-) -> float:
+    found: Library, channels: int, dtype: torch.dtype, whole: int = 0, shared: bool = False,
+    size: int = 32,
+) -> float:  # fmt: skip
     """Relative difference of a level's RGB to the same level by torch, random weights."""
     generator = torch.Generator().manual_seed(channels)
     up = StyledConv(2 * channels, channels, 8, upsample=True)
@@ -73,7 +74,7 @@ def _difference(
         assert planes.out is not None
         with StripPool() as pool:
             if native:
-                level = NativeLevel(found, layers, dtype, size)
+                level = NativeLevel(found, layers, dtype, size, shared)
                 level.styled(style).run(pool, planes, whole=whole)
             else:
                 FineLevel(layers, dtype, size).styled(style).run(pool, planes)

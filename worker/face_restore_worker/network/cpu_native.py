@@ -32,6 +32,7 @@ from face_restore_worker.network.cpu_native_weights import (
     strength_of,
     up_bf16,
     up_fp32,
+    up_shared,
     winograd_int16,
 )
 from face_restore_worker.network.cpu_strips import (
@@ -52,6 +53,9 @@ TILE_ROW = 8  # rows of the result by a row of the up-convolution's tiles
 # Planes of up to this side have fewer pixels than weights: there threads share out the outputs of
 # an up-convolution, instead of rows whose borders are computed twice.
 WHOLE = 128
+# Above this side the up-convolution's phases share one transform (`upsample.c`): its weights are
+# 81 matrices instead of 36, but small there.
+SHARED = 256
 _W = TypeVar("_W")
 _KEPT = 3  # rows of the transposed convolution that the next tile row needs
 
@@ -80,9 +84,13 @@ class Part:
 
 
 class NativeLevel:
-    """One resolution of the synthesis; arguments as for `cpu_levels.CoarseLevel`."""
+    """One resolution of the synthesis; arguments as for `cpu_levels.CoarseLevel`.
 
-    def __init__(self, kernels: Library, layers: Layers, dtype: torch.dtype, size: int) -> None:
+    shared: instead of whether it is larger than SHARED.
+    """
+
+    def __init__(self, kernels: Library, layers: Layers, dtype: torch.dtype, size: int,
+                 shared: bool | None = None) -> None:  # fmt: skip
         up, conv, to_rgb = layers
         self.kernels, self.dtype, self.size = kernels, dtype, size
         self.up, self.conv = Modulation(up.conv), Modulation(conv.conv)
@@ -91,16 +99,21 @@ class NativeLevel:
         self.biases = image_bias(up), image_bias(conv)
         self.channels = len(self.biases[0])
         self.inputs = up.conv.weight.shape[2]
+        self.shared = size > SHARED if shared is None else shared
+        if self.shared:
+            self.up_weight = up_shared(up.conv.weight[0], dtype)
+        elif dtype == torch.bfloat16:
+            self.up_weight = up_bf16(kernels, up.conv.weight[0])
+        else:
+            self.up_weight = up_fp32(up.conv.weight[0])
         self.unit: Tensor | None = None
         self.strength: Tensor | None = None
         if dtype == torch.bfloat16:
-            self.up_weight = up_bf16(kernels, up.conv.weight[0])
             weight = conv.conv.weight[0]
             self.strength = strength_of(weight)
             weight = weight / self.strength[:, None, None]
             self.weight, self.unit = winograd_int16(kernels, weight)
         else:
-            self.up_weight = up_fp32(up.conv.weight[0])
             self.weight = panels(Winograd(conv.conv.weight[0]).weight)
 
     def styled(self, style: Tensor) -> StyledNative:
@@ -136,7 +149,7 @@ class StyledNative:
         whole: instead of WHOLE.
         """
         layer = self.layer
-        if layer.size > (WHOLE if whole is None else whole):
+        if layer.shared or layer.size > (WHOLE if whole is None else whole):
             row_bytes = layer.size * layer.channels * layer.dtype.itemsize
             step = strip_rows(layer.size, row_bytes, pool.threads)
             workers = [_Band(self, planes, thread, finest) for thread in range(pool.threads)]
@@ -200,9 +213,10 @@ class _Worker:
         """Arguments to up-convolve to some outputs; `out` has the pixels of what is written to."""
         level, source = self.level, self.planes.source
         layer, some, matrix = level.layer, outputs.slice, level.layer.up_weight[0]
+        weight = layer.up_weight if layer.shared else matrix[outputs.start // PANEL :]
         return {
-            "source": source, "out": out, "weight": matrix[outputs.start // PANEL :],
-            "matrix": matrix.numel(), "style": level.up_style, "scale": level.up_scale[some],
+            "source": source, "out": out, "weight": weight, "matrix": matrix.numel(),
+            "shared": int(layer.shared), "style": level.up_style, "scale": level.up_scale[some],
             "bias": layer.biases[0][some], "raised": self.raised, "scratch": self.scratch,
             "pixel": _pixel(source), "out_pixel": _pixel(out), "inputs": layer.inputs,
             "outputs": outputs.stop - outputs.start, "rows": source.shape[2],

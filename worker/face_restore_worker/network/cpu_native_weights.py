@@ -43,8 +43,8 @@ def up_transform() -> Tensor:
     )
 
 
-def down_transform() -> list[Tensor]:
-    """What makes the 25 matrices of a convolution of stride 2 of its taps, fp64 (phases, 9) each.
+def point_transforms() -> list[Tensor]:
+    """What makes the matrices of 5 x 5 points of their taps, fp64 (phases, 9) each.
 
     Phases are both rows and columns even; where the column's point is finite, columns odd; where
     the row's is, rows odd; where both are, both.
@@ -62,9 +62,16 @@ def down_transform() -> list[Tensor]:
                 phases.append((odd[row], even[column]))
             if row < 4 and column < 4:
                 phases.append((odd[row], odd[column]))
-            # The blur's weights are 64ths.
-            matrices.append(torch.stack([torch.kron(a, b) / 64 for a, b in phases]))
+            matrices.append(torch.stack([torch.kron(a, b) for a, b in phases]))
     return matrices
+
+
+def down_transform() -> list[Tensor]:
+    """What makes the 25 matrices of a convolution of stride 2 of its taps, fp64 (phases, 9) each.
+
+    Its inputs' phases are those of `point_transforms`; the blur's weights are 64ths.
+    """
+    return [matrix / 64 for matrix in point_transforms()]
 
 
 # --- fp32 ----------------------------------------------------------------------------------
@@ -84,6 +91,22 @@ def up_fp32(weight: Tensor) -> Tensor:
         some = weight[first : first + PANEL].flatten(2).double() @ both
         result[:, :, first : first + PANEL] = some.permute(2, 1, 0)
     return panels(result)
+
+
+def up_shared(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """An up-convolution's (O, I, 3, 3) for the shared transform, flat: panels by 25 points.
+
+    The outputs of a point's phases lie behind each other. In bf16 pairs are seen as fp32.
+    """
+    taps = weight.flatten(2).double()
+    result = []
+    for transform in point_transforms():
+        matrix = torch.cat([(taps @ row).t() for row in transform], dim=1).to(dtype)
+        if dtype == torch.bfloat16:
+            # (I / 2, outputs) of pairs
+            matrix = matrix.unflatten(0, (-1, 2)).mT.contiguous().view(torch.float32).squeeze(-1)
+        result.append(panels(matrix[None]).flatten())
+    return torch.cat(result)
 
 
 def down_fp32(weight: Tensor) -> Tensor:

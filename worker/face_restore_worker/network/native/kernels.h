@@ -83,15 +83,16 @@ struct finish {
  *
  * `source` is a whole plane, channels_last, fp32 or bf16; the result has twice as many columns, the
  * pixels `out_pixel` apart. Channels are multiples of 16 (inputs, in bf16, of 32), outputs 16 or
- * multiples of 32, columns a multiple of 4. Outputs may be some of the convolution's: whole panels.
- * `raised` holds the last rows of the tile rows before, and keeps those of these for the next call.
+ * multiples of 32, columns a multiple of 4. Outputs may be some of the convolution's, if not
+ * `shared`: whole panels. `raised` holds the last rows of the tile rows before, and keeps those of
+ * these for the next call.
  */
 struct upsample {
     const void *source;
     void *out;
     /* 25 + 5 + 5 + 1 matrices in panels: both ways, rows only, columns only, neither; for bf16
      * planes of pairs of bf16, (inputs / 2, 32, 2). They are `matrix` floats apart, one for two
-     * bf16. */
+     * bf16. Where `shared`, 25 matrices of the points' phases behind each other: upsample.c. */
     const float *weight;
     const float *style, *scale, *bias;
     /* (3, raised_width, outputs), zeros at first, and behind it room for as many values as
@@ -100,7 +101,7 @@ struct upsample {
     float *scratch; /* 81 * (block * (inputs + outputs) + 32) values */
     ptrdiff_t pixel, out_pixel, matrix;
     int32_t inputs, outputs, rows, columns, raised_width; /* 2 columns + 8 */
-    int32_t first, last, from, to, block;                 /* block: multiple of 8 */
+    int32_t first, last, from, to, block, shared;         /* block: multiple of 8 */
 };
 
 /* `upsample`, `winograd` and `finish` for rows `from` to `to` - 1 of a level, both multiples of 8,

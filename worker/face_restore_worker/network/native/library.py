@@ -54,7 +54,7 @@ ARGUMENTS = {
         "Upsample",
         "source out weight style scale bias raised scratch",
         "pixel out_pixel matrix",
-        "inputs outputs rows columns raised_width first last from to block",
+        "inputs outputs rows columns raised_width first last from to block shared",
         "",
     ),
     "downsample": _structure(

@@ -4,6 +4,11 @@
  * the four phases is a convolution of its own, with two taps by Winograd's F(4, 2), points +-3/8,
  * +-5/4 and infinity. A tile of 4x4 pixels becomes 8x8 by 81 products instead of 144.
  *
+ * There are two ways to them. `apart`: each phase transforms what it needs, 81 planes, to be
+ * multiplied by 36 matrices. `shared`: one transform to 25 planes, whose four finite points are
+ * those of one tap too (as in downsample.c), for 81 matrices: for the fine levels, where weights
+ * are small and storing planes costs most.
+ *
  * Tile row r gives rows 8 r to 8 r + 7 of the transposed convolution, and with three rows of the
  * tile row before rows 8 r - 2 to 8 r + 5 of the blurred result.
  */
@@ -18,6 +23,8 @@
 
 /* Where the phases lie among what is transformed, counted in planes of `tiles` tiles. */
 enum { BOTH = 0, ROWS = 25, COLUMNS = 45, NEITHER = 65, PLANES = 81 };
+#define POINTS 25 /* planes of the shared transform */
+#define PHASES 4
 
 /* B^T d for each half of five lines. */
 INLINE void both(__m512 d[5][2], __m512 v[5][2], const int halves) {
@@ -91,12 +98,52 @@ INLINE void input_tile(const struct upsample *u, int row, int column, int channe
     }
 }
 
+/* The same for all phases together: point (k, j) to plane 5 k + j. Lines and columns come in
+ * reverse, so that the finite points are those of the four that one tap takes. */
+INLINE void shared_tile(const struct upsample *u, int row, int column, int channel, void *v,
+                        ptrdiff_t plane, ptrdiff_t at, const int border, const int bf16) {
+    const int halves = bf16 ? 2 : 1;
+    __m512 lines[5][5][2], t[5][2];
+    ptrdiff_t below = u->columns * u->pixel;
+    ptrdiff_t first = (row * TILE - 1) * below + (column * TILE - 1) * u->pixel + channel;
+    for (int h = 0; h < halves; h++) {
+        __m512 style = _mm512_loadu_ps(u->style + channel + h * LANES);
+#pragma GCC unroll 5
+        for (int j = 0; j < 5; j++) {
+            int x = column * TILE + 3 - j;
+            __m512 line[5], points[5];
+#pragma GCC unroll 5
+            for (int k = 0; k < 5; k++) {
+                int y = row * TILE + 3 - k;
+                ptrdiff_t from = first + (4 - k) * below + (4 - j) * u->pixel + h * LANES;
+                line[k] = _mm512_setzero_ps();
+                if (!border || (y >= 0 && y < u->rows && x >= 0 && x < u->columns))
+                    line[k] = _mm512_mul_ps(style, load(element(u->source, from, bf16), bf16));
+            }
+            into(line, points);
+#pragma GCC unroll 5
+            for (int k = 0; k < 5; k++)
+                lines[k][j][h] = points[k];
+        }
+    }
+    for (int k = 0; k < 5; k++) {
+        both(lines[k], t, halves);
+#pragma GCC unroll 5
+        for (int j = 0; j < 5; j++)
+            put(v, 5 * k + j, plane, at, t[j], bf16);
+    }
+}
+
 INLINE void input(const struct upsample *u, int row, int column, void *v, ptrdiff_t plane,
-                  ptrdiff_t at, const int bf16) {
+                  ptrdiff_t at, const int shared, const int bf16) {
     int inside =
         row > 0 && TILE * (row + 1) <= u->rows && column > 0 && TILE * (column + 1) <= u->columns;
     for (int c = 0; c < u->inputs; c += bf16 ? 2 * LANES : LANES)
-        if (inside)
+        if (shared && inside)
+            shared_tile(u, row, column, c, v, plane, at + c, 0, bf16);
+        else if (shared)
+            shared_tile(u, row, column, c, v, plane, at + c, 1, bf16);
+        else if (inside)
             input_tile(u, row, column, c, v, plane, at + c, 0, bf16);
         else
             input_tile(u, row, column, c, v, plane, at + c, 1, bf16);
@@ -139,6 +186,54 @@ INLINE void output_tile(const float *m, ptrdiff_t plane, float *out, ptrdiff_t p
             _mm512_storeu_ps(out + (2 * k + 1) * line + (2 * j + 1) * pixel,
                              _mm512_loadu_ps(m + (NEITHER + 4 * k + j) * plane));
         }
+    }
+}
+
+/* Phases of a point of the shared transform: both even; where the column's point is finite, columns
+ * odd; where the row's is, rows odd; where both are, both. */
+INLINE int phases_of(int row, int column) { return (row < 4 ? 2 : 1) * (column < 4 ? 2 : 1); }
+
+/* A phase's four by four values from its products: of finite points where rows or columns are
+ * `odd`, as which they go to every other row and column of `out`. */
+INLINE void shared_phase(const float *m, ptrdiff_t plane, ptrdiff_t outputs, float *out,
+                         ptrdiff_t pixel, ptrdiff_t line, const int row_odd, const int column_odd) {
+    const int rows = 5 - row_odd, columns = 5 - column_odd;
+    __m512 lines[4][5], d[5], y[4];
+#pragma GCC unroll 5
+    for (int j = 0; j < columns; j++) {
+        d[4] = _mm512_setzero_ps();
+#pragma GCC unroll 5
+        for (int k = 0; k < rows; k++) {
+            int phase = row_odd * (j < 4 ? 2 : 1) + column_odd;
+            d[k] = _mm512_loadu_ps(m + (5 * k + j) * plane + phase * outputs);
+        }
+        out_of(d, y);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++)
+            lines[k][j] = y[k];
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+        if (column_odd)
+            lines[k][4] = _mm512_setzero_ps();
+        out_of(lines[k], y);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) /* in reverse, as they came */
+            _mm512_storeu_ps(out + (6 - 2 * k + row_odd) * line + (6 - 2 * j + column_odd) * pixel,
+                             y[j]);
+    }
+}
+
+/* The products of the shared transform: those of a point's phases lie behind each other. */
+INLINE void shared_products(const struct upsample *u, const void *v, float *m, ptrdiff_t v_plane,
+                            ptrdiff_t m_plane, int tiles, const int bf16) {
+    const float *weight = u->weight;
+    int depth = bf16 ? u->inputs / 2 : u->inputs; /* two bf16 are as one float */
+    for (int point = 0; point < POINTS; point++) {
+        int columns = phases_of(point / 5, point % 5) * u->outputs;
+        product(element(v, point * v_plane, bf16), depth, weight, m + point * m_plane,
+                PHASES * u->outputs, tiles, depth, columns, bf16 ? BF16 : FP32);
+        weight += (ptrdiff_t)depth * columns;
     }
 }
 
@@ -193,27 +288,39 @@ INLINE void blur(const struct upsample *u, const float *near, ptrdiff_t line, in
 /* Tiles `x` to `x + wide - 1` of `some` tile rows: `near` gets them behind LEAD columns and below
  * LEAD rows of what was before, `kept` the rows for the next tile row. */
 INLINE void tiles(const struct upsample *u, int row, int some, int x, int wide, float *near,
-                  ptrdiff_t line, const int bf16) {
+                  ptrdiff_t line, const int shared, const int bf16) {
     ptrdiff_t pixel = u->outputs, kept_line = u->raised_width * pixel;
+    ptrdiff_t m_pixel = shared ? PHASES * pixel : pixel;
     ptrdiff_t v_plane = (ptrdiff_t)u->block * u->inputs + LANES;
-    ptrdiff_t m_plane = (ptrdiff_t)u->block * u->outputs + LANES;
-    float *v = u->scratch, *m = v + PLANES * v_plane, *kept = u->raised + (ptrdiff_t)x * 8 * pixel;
-    float *inner = near + LEAD * (line + pixel);
+    ptrdiff_t m_plane = u->block * m_pixel + LANES;
+    float *v = u->scratch, *kept = u->raised + (ptrdiff_t)x * 8 * pixel;
+    float *m = v + (shared ? POINTS : PLANES) * v_plane, *inner = near + LEAD * (line + pixel);
     size_t run = sizeof *near * (size_t)(wide * 8 * pixel);
+    int rounded = (some * wide + 7) / 8 * 8;
     for (int t = 0; t < some * wide; t++)
-        input(u, row + t / wide, x + t % wide, v, v_plane, (ptrdiff_t)t * u->inputs, bf16);
-    products(u, v, m, v_plane, m_plane, (some * wide + 7) / 8 * 8, bf16);
+        input(u, row + t / wide, x + t % wide, v, v_plane, (ptrdiff_t)t * u->inputs, shared, bf16);
+    if (shared)
+        shared_products(u, v, m, v_plane, m_plane, rounded, bf16);
+    else
+        products(u, v, m, v_plane, m_plane, rounded, bf16);
     for (int k = 0; k < LEAD; k++)
         memcpy(inner + (k - LEAD) * line, kept + k * kept_line, run);
     for (int t = 0; t < some * wide; t++)
-        for (int o = 0; o < u->outputs; o += LANES)
-            output_tile(m + (ptrdiff_t)t * u->outputs + o, m_plane,
-                        inner + t / wide * 8 * line + t % wide * 8 * pixel + o, pixel, line);
+        for (int o = 0; o < u->outputs; o += LANES) {
+            const float *from = m + t * m_pixel + o;
+            float *to = inner + t / wide * 8 * line + t % wide * 8 * pixel + o;
+            if (shared)
+#pragma GCC unroll 4
+                for (int phase = 0; phase < PHASES; phase++)
+                    shared_phase(from, m_plane, pixel, to, pixel, line, phase / 2, phase % 2);
+            else
+                output_tile(from, m_plane, to, pixel, line);
+        }
     for (int k = 0; k < LEAD; k++)
         memcpy(kept + k * kept_line, inner + (8 * some + k - LEAD) * line, run);
 }
 
-INLINE void enlarge(const struct upsample *u, const int bf16) {
+INLINE void enlarge(const struct upsample *u, const int shared, const int bf16) {
     int across = u->columns / TILE + 1, block = u->block;
     int most = across < block ? across : block, high = block / across > 1 ? block / across : 1;
     ptrdiff_t pixel = u->outputs, line = (LEAD + 8 * most) * pixel;
@@ -225,7 +332,7 @@ INLINE void enlarge(const struct upsample *u, const int bf16) {
             memset(near + r * line, 0, lead);
         for (int x = 0; x < across; x += block) {
             int wide = across - x < block ? across - x : block;
-            tiles(u, row, some, x, wide, near, line, bf16);
+            tiles(u, row, some, x, wide, near, line, shared, bf16);
             blur(u, near, line, 8 * row - 2, 8 * some, 8 * x - 2, 8 * wide, bf16);
             for (int r = 0; r < LEAD + 8 * some; r++)
                 memmove(near + r * line, near + r * line + 8 * wide * pixel, lead);
@@ -233,6 +340,16 @@ INLINE void enlarge(const struct upsample *u, const int bf16) {
     }
 }
 
-void upsample_fp32(const struct upsample *u) { enlarge(u, 0); }
+void upsample_fp32(const struct upsample *u) {
+    if (u->shared)
+        enlarge(u, 1, 0);
+    else
+        enlarge(u, 0, 0);
+}
 
-void upsample_bf16(const struct upsample *u) { enlarge(u, 1); }
+void upsample_bf16(const struct upsample *u) {
+    if (u->shared)
+        enlarge(u, 1, 1);
+    else
+        enlarge(u, 0, 1);
+}
