@@ -96,8 +96,11 @@ def up_fp32(weight: Tensor) -> Tensor:
 def up_shared(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """An up-convolution's (O, I, 3, 3) for the shared transform, flat: panels by 25 points.
 
-    The outputs of a point's phases lie behind each other. In bf16 pairs are seen as fp32.
+    The outputs of a point's phases lie behind each other. In bf16 pairs are seen as fp32, and of
+    32 inputs the even ones come first.
     """
+    if dtype == torch.bfloat16:
+        weight = weight.unflatten(1, (-1, 16, 2)).transpose(2, 3).flatten(1, 3)
     taps = weight.flatten(2).double()
     result = []
     for transform in point_transforms():

@@ -99,28 +99,41 @@ INLINE void input_tile(const struct upsample *u, int row, int column, int channe
 }
 
 /* The same for all phases together: point (k, j) to plane 5 k + j. Lines and columns come in
- * reverse, so that the finite points are those of the four that one tap takes. */
+ * reverse, so that the finite points are those of the four that one tap takes. Of 32 channels of
+ * bf16 the even ones come first. */
 INLINE void shared_tile(const struct upsample *u, int row, int column, int channel, void *v,
                         ptrdiff_t plane, ptrdiff_t at, const int border, const int bf16) {
     const int halves = bf16 ? 2 : 1;
     __m512 lines[5][5][2], t[5][2];
     ptrdiff_t below = u->columns * u->pixel;
     ptrdiff_t first = (row * TILE - 1) * below + (column * TILE - 1) * u->pixel + channel;
-    for (int h = 0; h < halves; h++) {
-        __m512 style = _mm512_loadu_ps(u->style + channel + h * LANES);
+    __m512 style[2];
+    if (bf16)
+        load_even_odd_fp32(u->style + channel, style, style + 1);
+    else
+        style[0] = _mm512_loadu_ps(u->style + channel);
 #pragma GCC unroll 5
-        for (int j = 0; j < 5; j++) {
-            int x = column * TILE + 3 - j;
-            __m512 line[5], points[5];
+    for (int j = 0; j < 5; j++) {
+        int x = column * TILE + 3 - j;
+        __m512 line[2][5], points[5];
 #pragma GCC unroll 5
-            for (int k = 0; k < 5; k++) {
-                int y = row * TILE + 3 - k;
-                ptrdiff_t from = first + (4 - k) * below + (4 - j) * u->pixel + h * LANES;
-                line[k] = _mm512_setzero_ps();
-                if (!border || (y >= 0 && y < u->rows && x >= 0 && x < u->columns))
-                    line[k] = _mm512_mul_ps(style, load(element(u->source, from, bf16), bf16));
-            }
-            into(line, points);
+        for (int k = 0; k < 5; k++) {
+            int y = row * TILE + 3 - k;
+            line[0][k] = line[1][k] = _mm512_setzero_ps();
+            if (border && (y < 0 || y >= u->rows || x < 0 || x >= u->columns))
+                continue;
+            ptrdiff_t from = first + (4 - k) * below + (4 - j) * u->pixel;
+            if (bf16)
+                load_even_odd(element(u->source, from, bf16), &line[0][k], &line[1][k]);
+            else
+                line[0][k] = load(element(u->source, from, bf16), bf16);
+#pragma GCC unroll 2
+            for (int h = 0; h < halves; h++)
+                line[h][k] = _mm512_mul_ps(style[h], line[h][k]);
+        }
+#pragma GCC unroll 2
+        for (int h = 0; h < halves; h++) {
+            into(line[h], points);
 #pragma GCC unroll 5
             for (int k = 0; k < 5; k++)
                 lines[k][j][h] = points[k];

@@ -29,6 +29,22 @@ INLINE __m512 load(const void *at, int bf16) {
     return bf16 ? widen(_mm256_loadu_si256(at)) : _mm512_loadu_ps(at);
 }
 
+/* 32 bf16 values: the even ones and the odd ones, in half of the instructions of two `load`. */
+INLINE void load_even_odd(const void *at, __m512 *even, __m512 *odd) {
+    __m512i both = _mm512_loadu_si512(at);
+    *even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    *odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+/* The same of 32 fp32 values. */
+INLINE void load_even_odd_fp32(const float *at, __m512 *even, __m512 *odd) {
+    const __m512i lane =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    __m512 low = _mm512_loadu_ps(at), high = _mm512_loadu_ps(at + LANES);
+    *even = _mm512_permutex2var_ps(low, lane, high);
+    *odd = _mm512_permutex2var_ps(low, _mm512_add_epi32(lane, _mm512_set1_epi32(1)), high);
+}
+
 INLINE void store(void *at, __m512 x, int bf16) {
     if (bf16)
         _mm256_storeu_si256(at, narrow(x));
