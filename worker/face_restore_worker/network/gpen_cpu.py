@@ -99,6 +99,7 @@ class GpenCpu:
                 for channels in self.channels[:0:-1]
             ]
         touching.join()
+        give_back()  # what was only needed to prepare the weights, 0.1 GB at times
 
     def _level(self, layers: Layers, size: int) -> CoarseLevel | FineLevel | NativeLevel:
         kernels = self._kernels(layers, size)
