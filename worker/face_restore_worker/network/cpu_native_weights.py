@@ -99,14 +99,16 @@ def up_shared(weight: Tensor, dtype: torch.dtype) -> Tensor:
     The outputs of a point's phases lie behind each other. In bf16 pairs are seen as fp32, and of
     32 inputs the even ones come first.
     """
-    if dtype == torch.bfloat16:
+    pairs = dtype == torch.bfloat16
+    if pairs:
         weight = weight.unflatten(1, (-1, 16, 2)).transpose(2, 3).flatten(1, 3)
-    taps = weight.flatten(2).double()
+    taps = weight.flatten(2) if pairs else weight.flatten(2).double()
+    transforms = point_transforms()
+    points = (taps @ torch.cat(transforms).t().to(taps.dtype)).permute(1, 2, 0).to(dtype)
     result = []
-    for transform in point_transforms():
-        matrix = torch.cat([(taps @ row).t() for row in transform], dim=1).to(dtype)
-        if dtype == torch.bfloat16:
-            # (I / 2, outputs) of pairs
+    for matrix in points.split([len(phases) for phases in transforms], dim=1):
+        matrix = matrix.flatten(1)  # (I, phases' outputs)
+        if pairs:
             matrix = matrix.unflatten(0, (-1, 2)).mT.contiguous().view(torch.float32).squeeze(-1)
         result.append(panels(matrix[None]).flatten())
     return torch.cat(result)
