@@ -32,11 +32,12 @@ def tap_transform() -> Tensor:
 def up_transform() -> Tensor:
     """What makes an up-convolution's 36 matrices of its nine taps, fp64 (36, 9).
 
-    Along rows and columns alike, even positions of the transposed convolution take the taps 2 and
-    0, by F(4, 2); odd ones tap 1. In order: both even, even rows only, even columns only, neither.
+    Along rows and columns alike, from the end of a tile to its beginning, even positions of the
+    transposed convolution take the taps 0 and 2, by F(4, 2); odd ones tap 1. In order: both even,
+    even rows only, even columns only, neither.
     """
     two = tap_transform()
-    even = torch.stack((two[:, 1], torch.zeros(5), two[:, 0]), dim=1)
+    even = torch.stack((two[:, 0], torch.zeros(5), two[:, 1]), dim=1)
     odd = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
     return torch.cat(
         [torch.kron(a, b) for a, b in ((even, even), (even, odd), (odd, even), (odd, odd))]
@@ -128,7 +129,10 @@ def down_fp32(weight: Tensor) -> Tensor:
 
 
 def up_bf16(kernels: Library, weight: Tensor) -> Tensor:
-    """An up-convolution's (O, I, 3, 3), in panels (36, panels, I / 2, 32) of pairs of bf16."""
+    """An up-convolution's (O, I, 3, 3), in panels (36, panels, I / 2, 32) of pairs of bf16.
+
+    Of 32 inputs the even ones come first.
+    """
     pairs, _ = _prepared(kernels, weight, list(up_transform().split(1)), integers=False)
     outputs, inputs = weight.shape[:2]
     return pairs.view(POINTS, -1, inputs // 2, min(outputs, PANEL))

@@ -137,8 +137,8 @@ struct encode {
  * With `unit` the pairs are int16, `unit`, (matrices, outputs), is what one of them is worth, sums
  * over `run` times sixteen inputs (0: over sixteen of each phase) cannot overflow, and the depth is
  * sixteen inputs of each phase, the next sixteen, ..., of two sixteens by four in turn (`pack`)
- * where a run is of more than one. Without it they are bf16, there is one phase, and the inputs are
- * in their order.
+ * where a run is of more than one. Without it they are bf16, there is one phase, inputs are a
+ * multiple of 32, and of 32 the even ones come first.
  */
 struct prepare {
     const float *weight;    /* (outputs, inputs, 9); outputs 16 or multiples of 32, inputs of 16 */

@@ -75,12 +75,13 @@ static void integers(const struct prepare *p, const float *matrix, int phases, i
         }
 }
 
-/* Pairs of bf16, the inputs in their order. */
+/* Pairs of bf16: of 32 inputs the even ones, then the odd ones (`load_even_odd`). */
 static void halves(const struct prepare *p, const float *matrix, int wide, int32_t *to) {
     for (int i = 0; i < p->inputs; i += 2, to += wide) {
-        const float *from = matrix + (ptrdiff_t)i * WIDE;
+        int half = i % WIDE / LANES;
+        const float *from = matrix + (ptrdiff_t)(i - i % WIDE + 2 * (i % LANES) + half) * WIDE;
         store_pair(to, _mm512_cvtepu16_epi32(narrow(_mm512_loadu_ps(from))),
-                   _mm512_cvtepu16_epi32(narrow(_mm512_loadu_ps(from + WIDE))));
+                   _mm512_cvtepu16_epi32(narrow(_mm512_loadu_ps(from + 2 * WIDE))));
     }
 }
 

@@ -40,8 +40,8 @@ INLINE void both(__m512 d[5][2], __m512 v[5][2], const int halves) {
     }
 }
 
-/* Store sixteen values x[0], for bf16 thirty-two, x[1] behind x[0]: bf16 planes are multiplied in
- * bf16, so what is transformed is rounded to it. */
+/* Store sixteen values x[0], for bf16 32, of the even channels x[0] and of the odd ones x[1] behind
+ * them: bf16 planes are multiplied in bf16, so what is transformed is rounded to it. */
 INLINE void put(void *v, int k, ptrdiff_t plane, ptrdiff_t at, const __m512 x[2], const int bf16) {
     void *to = (void *)element(v, k * plane + at, bf16);
     if (bf16)
@@ -50,61 +50,11 @@ INLINE void put(void *v, int k, ptrdiff_t plane, ptrdiff_t at, const __m512 x[2]
         _mm512_storeu_ps(to, x[0]);
 }
 
-/* Transform a tile, `halves` times sixteen channels, to value `at` of each plane of v. */
-INLINE void input_tile(const struct upsample *u, int row, int column, int channel, void *v,
-                       ptrdiff_t plane, ptrdiff_t at, const int border, const int bf16) {
+/* Read the pixels d that a tile takes, times style, and transform their columns to lines. Rows and
+ * columns come in reverse, so that the finite points are those of the four that one tap takes. */
+INLINE void read_tile(const struct upsample *u, int row, int column, int channel, __m512 d[5][5][2],
+                      __m512 lines[5][5][2], const int border, const int bf16) {
     const int halves = bf16 ? 2 : 1;
-    __m512 d[5][5][2], lines[5][5][2], t[5][2];
-    ptrdiff_t below = u->columns * u->pixel;
-    ptrdiff_t first = (row * TILE - 1) * below + (column * TILE - 1) * u->pixel + channel;
-    for (int h = 0; h < halves; h++) {
-        __m512 style = _mm512_loadu_ps(u->style + channel + h * LANES);
-#pragma GCC unroll 5
-        for (int j = 0; j < 5; j++) {
-            int x = column * TILE - 1 + j;
-            __m512 line[5], points[5];
-#pragma GCC unroll 5
-            for (int k = 0; k < 5; k++) {
-                int y = row * TILE - 1 + k;
-                ptrdiff_t from = first + k * below + j * u->pixel + h * LANES;
-                line[k] = _mm512_setzero_ps();
-                if (!border || (y >= 0 && y < u->rows && x >= 0 && x < u->columns))
-                    line[k] = _mm512_mul_ps(style, load(element(u->source, from, bf16), bf16));
-                d[k][j][h] = line[k];
-            }
-            into(line, points);
-#pragma GCC unroll 5
-            for (int k = 0; k < 5; k++)
-                lines[k][j][h] = points[k];
-        }
-    }
-    for (int k = 0; k < 5; k++) {
-        both(lines[k], t, halves);
-#pragma GCC unroll 5
-        for (int j = 0; j < 5; j++)
-            put(v, BOTH + 5 * k + j, plane, at, t[j], bf16);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++)
-            put(v, ROWS + 4 * k + j, plane, at, lines[k][j + 1], bf16);
-    }
-    for (int k = 0; k < 4; k++) {
-        both(d[k + 1], t, halves);
-#pragma GCC unroll 5
-        for (int j = 0; j < 5; j++)
-            put(v, COLUMNS + 4 * j + k, plane, at, t[j], bf16);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++)
-            put(v, NEITHER + 4 * k + j, plane, at, d[k + 1][j + 1], bf16);
-    }
-}
-
-/* The same for all phases together: point (k, j) to plane 5 k + j. Lines and columns come in
- * reverse, so that the finite points are those of the four that one tap takes. Of 32 channels of
- * bf16 the even ones come first. */
-INLINE void shared_tile(const struct upsample *u, int row, int column, int channel, void *v,
-                        ptrdiff_t plane, ptrdiff_t at, const int border, const int bf16) {
-    const int halves = bf16 ? 2 : 1;
-    __m512 lines[5][5][2], t[5][2];
     ptrdiff_t below = u->columns * u->pixel;
     ptrdiff_t first = (row * TILE - 1) * below + (column * TILE - 1) * u->pixel + channel;
     __m512 style[2];
@@ -120,16 +70,16 @@ INLINE void shared_tile(const struct upsample *u, int row, int column, int chann
         for (int k = 0; k < 5; k++) {
             int y = row * TILE + 3 - k;
             line[0][k] = line[1][k] = _mm512_setzero_ps();
-            if (border && (y < 0 || y >= u->rows || x < 0 || x >= u->columns))
-                continue;
-            ptrdiff_t from = first + (4 - k) * below + (4 - j) * u->pixel;
-            if (bf16)
-                load_even_odd(element(u->source, from, bf16), &line[0][k], &line[1][k]);
-            else
-                line[0][k] = load(element(u->source, from, bf16), bf16);
+            if (!border || (y >= 0 && y < u->rows && x >= 0 && x < u->columns)) {
+                ptrdiff_t from = first + (4 - k) * below + (4 - j) * u->pixel;
+                if (bf16)
+                    load_even_odd(element(u->source, from, bf16), &line[0][k], &line[1][k]);
+                else
+                    line[0][k] = load(element(u->source, from, bf16), bf16);
+            }
 #pragma GCC unroll 2
             for (int h = 0; h < halves; h++)
-                line[h][k] = _mm512_mul_ps(style[h], line[h][k]);
+                d[k][j][h] = line[h][k] = _mm512_mul_ps(style[h], line[h][k]);
         }
 #pragma GCC unroll 2
         for (int h = 0; h < halves; h++) {
@@ -139,11 +89,32 @@ INLINE void shared_tile(const struct upsample *u, int row, int column, int chann
                 lines[k][j][h] = points[k];
         }
     }
+}
+
+/* Transform a tile, sixteen channels, for bf16 32, to value `at` of each plane of v. */
+INLINE void input_tile(const struct upsample *u, int row, int column, int channel, void *v,
+                       ptrdiff_t plane, ptrdiff_t at, const int border, const int shared,
+                       const int bf16) {
+    const int halves = bf16 ? 2 : 1;
+    __m512 d[5][5][2], lines[5][5][2], t[5][2];
+    read_tile(u, row, column, channel, d, lines, border, bf16);
     for (int k = 0; k < 5; k++) {
         both(lines[k], t, halves);
 #pragma GCC unroll 5
         for (int j = 0; j < 5; j++)
-            put(v, 5 * k + j, plane, at, t[j], bf16);
+            put(v, BOTH + 5 * k + j, plane, at, t[j], bf16);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4 && !shared; j++)
+            put(v, ROWS + 4 * k + j, plane, at, lines[k][j], bf16);
+    }
+    for (int k = 0; k < 4 && !shared; k++) {
+        both(d[k], t, halves);
+#pragma GCC unroll 5
+        for (int j = 0; j < 5; j++)
+            put(v, COLUMNS + 4 * j + k, plane, at, t[j], bf16);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            put(v, NEITHER + 4 * k + j, plane, at, d[k][j], bf16);
     }
 }
 
@@ -152,17 +123,14 @@ INLINE void input(const struct upsample *u, int row, int column, void *v, ptrdif
     int inside =
         row > 0 && TILE * (row + 1) <= u->rows && column > 0 && TILE * (column + 1) <= u->columns;
     for (int c = 0; c < u->inputs; c += bf16 ? 2 * LANES : LANES)
-        if (shared && inside)
-            shared_tile(u, row, column, c, v, plane, at + c, 0, bf16);
-        else if (shared)
-            shared_tile(u, row, column, c, v, plane, at + c, 1, bf16);
-        else if (inside)
-            input_tile(u, row, column, c, v, plane, at + c, 0, bf16);
+        if (inside)
+            input_tile(u, row, column, c, v, plane, at + c, 0, shared, bf16);
         else
-            input_tile(u, row, column, c, v, plane, at + c, 1, bf16);
+            input_tile(u, row, column, c, v, plane, at + c, 1, shared, bf16);
 }
 
-/* Write a tile of the transposed convolution, sixteen outputs, from its 81 products. */
+/* Write a tile of the transposed convolution, sixteen outputs, from its 81 products; in reverse,
+ * as they came. */
 INLINE void output_tile(const float *m, ptrdiff_t plane, float *out, ptrdiff_t pixel,
                         ptrdiff_t line) {
     __m512 lines[4][5];
@@ -181,22 +149,22 @@ INLINE void output_tile(const float *m, ptrdiff_t plane, float *out, ptrdiff_t p
         out_of(lines[k], y);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++)
-            _mm512_storeu_ps(out + 2 * k * line + 2 * j * pixel, y[j]);
+            _mm512_storeu_ps(out + (6 - 2 * k) * line + (6 - 2 * j) * pixel, y[j]);
 #pragma GCC unroll 5
         for (int j = 0; j < 5; j++)
             d[j] = _mm512_loadu_ps(m + (ROWS + 4 * j + k) * plane);
         out_of(d, y); /* of column k */
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++)
-            _mm512_storeu_ps(out + 2 * j * line + (2 * k + 1) * pixel, y[j]);
+            _mm512_storeu_ps(out + (6 - 2 * j) * line + (7 - 2 * k) * pixel, y[j]);
 #pragma GCC unroll 5
         for (int j = 0; j < 5; j++)
             d[j] = _mm512_loadu_ps(m + (COLUMNS + 4 * j + k) * plane);
         out_of(d, y); /* of row k */
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
-            _mm512_storeu_ps(out + (2 * k + 1) * line + 2 * j * pixel, y[j]);
-            _mm512_storeu_ps(out + (2 * k + 1) * line + (2 * j + 1) * pixel,
+            _mm512_storeu_ps(out + (7 - 2 * k) * line + (6 - 2 * j) * pixel, y[j]);
+            _mm512_storeu_ps(out + (7 - 2 * k) * line + (7 - 2 * j) * pixel,
                              _mm512_loadu_ps(m + (NEITHER + 4 * k + j) * plane));
         }
     }
