@@ -10,7 +10,8 @@ transformed once at load.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeVar
@@ -24,6 +25,7 @@ from face_restore_worker.network.cpu_levels import (
     Modulation,
     image_bias,
 )
+from face_restore_worker.network.cpu_memory import Planes
 from face_restore_worker.network.cpu_native_encoder import Finest
 from face_restore_worker.network.cpu_native_weights import (
     PANEL,
@@ -188,24 +190,62 @@ def _pixel(plane: Tensor) -> int:
     return plane.stride(3)
 
 
+@dataclass(frozen=True)
+class Room:
+    """What a thread's buffers hold for a level, in values: fp32, and planes' where it has bands.
+
+    Attributes:
+        raised, scratch: as the kernels have them.
+        kept: the part of `raised` that is zeros at first.
+        tile_rows: that are up-convolved together.
+        band: (C, rows, columns) of each of a band's three planes.
+    """
+
+    raised: int
+    scratch: int
+    kept: int
+    tile_rows: int
+    band: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, inputs: int, channels: int, size: int) -> Room:
+        """For a level of this side, `channels` for each of its parts and `inputs` from below."""
+        up_block, block = block_tiles(inputs), block_tiles(2 * channels)
+        across = size // TILE_ROW + 1
+        tile_rows = max(1, up_block // across)
+        near = (_KEPT + TILE_ROW * tile_rows) * (_KEPT + TILE_ROW * min(up_block, across))
+        kept = _KEPT * (size + TILE_ROW)
+        scratch = max(
+            PHASE_PLANES * (up_block * (inputs + channels) + 32),
+            POINTS * (block * 3 * channels + 32),
+        )
+        band = (channels, TILE_ROW * (tile_rows + 1), size)
+        return cls((kept + near) * channels, scratch, kept * channels, tile_rows, band)
+
+
+def allot(memory: Planes, levels: Sequence[tuple[int, int, int]], dtype: torch.dtype) -> None:
+    """Take the buffers of levels, (inputs, channels, size) each, as large as the largest needs.
+
+    Growing from level to level they would be fetched from the system several times.
+    """
+    rooms = [Room.of(*level) for level in levels]
+    planes = [3 * math.prod(room.band) for room in rooms if room.band[2] > WHOLE]
+    blurred = [channels * size**2 for _, channels, size in levels if size <= WHOLE]
+    values = max((room.raised + room.scratch for room in rooms), default=0)
+    for thread in range(torch.get_num_threads()):
+        memory.take(f"strip {thread} fp32", [(1, 1, values)], torch.float32)
+        memory.take(f"strip {thread}", [(1, 1, max(planes, default=0))], dtype)
+    memory.take("blurred", [(1, 1, max(blurred, default=0))], dtype)
+
+
 class _Worker:
     """A thread's buffers for a level, and what the kernels are given for all of the plane."""
 
     def __init__(self, level: StyledNative, planes: LevelPlanes, thread: int) -> None:
         self.level, self.planes = level, planes
         layer, self.name = level.layer, f"strip {thread}"
-        channels = layer.channels
-        up_block, block = block_tiles(layer.inputs), block_tiles(2 * channels)
-        across = layer.size // TILE_ROW + 1
-        self.tile_rows = max(1, up_block // across)  # that are up-convolved together
-        near = (_KEPT + TILE_ROW * self.tile_rows) * (_KEPT + TILE_ROW * min(up_block, across))
-        kept = _KEPT * (layer.size + TILE_ROW)
-        self.kept = kept * channels
-        scratch = max(
-            PHASE_PLANES * (up_block * (layer.inputs + channels) + 32),
-            POINTS * (block * 3 * channels + 32),
-        )
-        shapes = [(1, 1, (kept + near) * channels), (1, 1, scratch)]
+        self.room = room = Room.of(layer.inputs, layer.channels, layer.size)
+        shapes = [(1, 1, room.raised), (1, 1, room.scratch)]
         buffers = planes.memory.take(f"{self.name} fp32", shapes, torch.float32)
         self.raised, self.scratch = (buffer.flatten() for buffer in buffers)
 
@@ -263,7 +303,7 @@ class _Part(_Worker):
 
     def raise_outputs(self, outputs: Rows) -> None:
         layer = self.level.layer
-        self.raised[: self.kept].zero_()
+        self.raised[: self.room.kept].zero_()
         layer.kernels.call(
             "upsample", layer.dtype, **self.upsample(outputs, self.blurred[:, outputs.slice]),
             first=0, last=layer.size // TILE_ROW + 1, to=layer.size,
@@ -299,8 +339,8 @@ class _Band(_Worker):
     ) -> None:
         super().__init__(level, planes, thread)
         layer, channels = level.layer, level.layer.channels
-        shape = (channels, TILE_ROW * (self.tile_rows + 1), layer.size)
-        blurred, feature, image = planes.memory.take(self.name, [shape] * 3, layer.dtype)
+        shapes = [self.room.band] * 3
+        blurred, feature, image = planes.memory.take(self.name, shapes, layer.dtype)
         encoder, part = feature, None
         if finest is None:
             encoder = planes.feature(Rows(0, layer.size))
@@ -313,11 +353,11 @@ class _Band(_Worker):
             "first": structure("first", **({} if finest is None else finest.arguments())),
             "blurred": blurred,
             "feature": feature,
-            "step": self.tile_rows,
+            "step": self.room.tile_rows,
         }
 
     def run(self, band: Rows) -> None:
         layer = self.level.layer
-        self.raised[: self.kept].zero_()
+        self.raised[: self.room.kept].zero_()
         bounds = {"from": band.start, "to": band.stop}
         layer.kernels.call("band", layer.dtype, **self.arguments, **bounds)

@@ -77,11 +77,15 @@ class GpenCpu:
         generator = network.generator
         pairs = zip(generator.convs[::2], generator.convs[1::2], generator.to_rgbs, strict=True)
         layers = cast(list[Layers], list(pairs))
-        self.fine = [
-            side
-            for some, side in zip(layers, self.sides[1:], strict=True)
-            if side > COARSE or self._kernels(some, side) is not None
+        sided = list(zip(layers, self.sides[1:], strict=True))
+        # (inputs, channels, side) of what the compiled kernels compute
+        self.native = [
+            (some[0].conv.weight.shape[2], some[1].conv.weight.shape[1], side)
+            for some, side in sided
+            if self._kernels(some, side) is not None
         ]
+        native = [side for _, _, side in self.native]
+        self.fine = [side for side in self.sides[1:] if side > COARSE or side in native]
         with torch.inference_mode():
             # So that the first face does not wait for the system to clear half a gigabyte.
             self.allot()
@@ -90,9 +94,7 @@ class GpenCpu:
             self.encoder = [self._encoder_conv(index) for index in range(self.levels + 1)]
             self.first = CoarseConv(generator.conv1, dtype, 4)
             self.first_rgb = CoarseRgb(generator.to_rgb1, dtype)
-            self.synthesis = [
-                self._level(some, side) for some, side in zip(layers, self.sides[1:], strict=True)
-            ]
+            self.synthesis = [self._level(some, side) for some, side in sided]
             like = torch.empty(0, dtype=torch.float32)
             self.firs = [
                 Conv(fir_kernel(channels, 1.0, like), None, dtype, groups=channels)
@@ -209,6 +211,7 @@ class _Face:
         self.owner, self.pool, self.x = owner, pool, x
         self.bordered: dict[int, Tensor] = {}  # RGB by side, in three planes with a border
         self.planes = owner.allot()
+        cpu_native.allot(owner.planes, owner.native, owner.dtype)
 
     def restore(self, out: Tensor) -> None:
         """Write the restored face to fp32 (1, 3, S, S)."""
