@@ -94,7 +94,7 @@ class Example:
 @settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from([32, 96, 128]),
-    st.sampled_from([16, 32, 96]),
+    st.sampled_from([16, 32, 96, 160]),
     st.sampled_from([32, 64, 96]),
     st.integers(0, 1000),
     st.booleans(),

@@ -51,6 +51,7 @@ from face_restore_worker.network.native.library import Argument, Library, struct
 from face_restore_worker.network.primitives import SQRT2
 
 PHASE_PLANES = 81  # products of an up-convolution's tile
+SHARED_PLANES = 25  # of its shared transform
 TILE_ROW = 8  # rows of the result by a row of the up-convolution's tiles
 # Planes of up to this side have fewer pixels than weights: there threads share out the outputs of
 # an up-convolution, instead of rows whose borders are computed twice.
@@ -217,6 +218,7 @@ class Room:
         kept = _KEPT * (size + TILE_ROW)
         scratch = max(
             PHASE_PLANES * (up_block * (inputs + channels) + 32),
+            SHARED_PLANES * (up_block * (inputs + 4 * channels) + 32),
             POINTS * (block * 3 * channels + 32),
         )
         band = (channels, TILE_ROW * (tile_rows + 1), size)

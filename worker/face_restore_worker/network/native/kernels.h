@@ -98,7 +98,9 @@ struct upsample {
     /* (3, raised_width, outputs), zeros at first, and behind it room for as many values as
      * (3 + 8 * max(1, block / (columns / 4 + 1)), 3 + 8 * min(block, columns / 4 + 1), outputs) */
     float *raised;
-    float *scratch; /* 81 * (block * (inputs + outputs) + 32) values */
+    /* 81 * (block * (inputs + outputs) + 32) values; 25 * (block * (inputs + 4 * outputs) + 32)
+     * where `shared` */
+    float *scratch;
     ptrdiff_t pixel, out_pixel, matrix;
     int32_t inputs, outputs, rows, columns, raised_width; /* 2 columns + 8 */
     int32_t first, last, from, to, block, shared;         /* block: multiple of 8 */
