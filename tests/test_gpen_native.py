@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from face_restore_worker.network import cpu_native, cpu_strips, gpen_cpu
+from face_restore_worker.network import cpu_memory, cpu_native, cpu_strips, gpen_cpu
 from face_restore_worker.network.architecture import GpenArchitecture
 from face_restore_worker.network.cpu_levels import LevelPlanes
 from face_restore_worker.network.cpu_memory import Planes
@@ -173,10 +173,12 @@ def test_values_that_are_not_finite_stay_so(
     assert not out[0, :, 5, 10].isfinite().any()
 
 
+@pytest.mark.parametrize("shared", [16, 512])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_level_has_the_same_bytes_whatever_the_strips_and_threads(
-    dtype: torch.dtype, compiled: Library
+    dtype: torch.dtype, shared: int, compiled: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cpu_native, "SHARED", shared)
     example = Example(64, 32, 128, 1, False, dtype)
     out, rgb = example.native(compiled)
     for whole, strip_bytes, threads in (
@@ -277,6 +279,7 @@ def test_the_network_with_kernels_is_the_reference_network(
 ) -> None:
     monkeypatch.setattr(gpen_cpu, "COARSE", coarse)
     monkeypatch.setattr(cpu_native, "WHOLE", whole)
+    monkeypatch.setattr(cpu_native, "SHARED", whole)
     x, reference = picture(4), network(4)
     fast = GpenCpu(reference, dtype)
     assert any(isinstance(level, NativeLevel) for level in fast.synthesis)
@@ -288,6 +291,27 @@ def test_the_network_with_kernels_is_the_reference_network(
     with torch.inference_mode():
         wanted = reference.double()(x.double())
     assert relative_error(result, wanted) < bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_face_takes_each_buffer_once(
+    dtype: torch.dtype, in_use: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Growing from level to level they would be fetched from the system again and again."""
+    monkeypatch.setattr(gpen_cpu, "COARSE", 16)
+    monkeypatch.setattr(cpu_native, "WHOLE", 64)
+    fast = GpenCpu(network(4), dtype)
+    fast.release()
+    taken = []
+    huge_pages = cpu_memory.huge_pages
+
+    def counted(count: int, kind: torch.dtype) -> torch.Tensor:
+        taken.append(count)
+        return huge_pages(count, kind)
+
+    monkeypatch.setattr(cpu_memory, "huge_pages", counted)
+    fast(picture(4))
+    assert len(taken) == len(fast.planes)
 
 
 def test_levels_that_the_kernels_are_not_for_are_computed_by_torch(in_use: Library) -> None:

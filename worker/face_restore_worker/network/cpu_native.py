@@ -233,11 +233,13 @@ def allot(memory: Planes, levels: Sequence[tuple[int, int, int]], dtype: torch.d
     rooms = [Room.of(*level) for level in levels]
     planes = [3 * math.prod(room.band) for room in rooms if room.band[2] > WHOLE]
     blurred = [channels * size**2 for _, channels, size in levels if size <= WHOLE]
-    values = max((room.raised + room.scratch for room in rooms), default=0)
-    for thread in range(torch.get_num_threads()):
+    for thread in range(torch.get_num_threads() if rooms else 0):
+        values = max(room.raised + room.scratch for room in rooms)
         memory.take(f"strip {thread} fp32", [(1, 1, values)], torch.float32)
-        memory.take(f"strip {thread}", [(1, 1, max(planes, default=0))], dtype)
-    memory.take("blurred", [(1, 1, max(blurred, default=0))], dtype)
+        if planes:
+            memory.take(f"strip {thread}", [(1, 1, max(planes))], dtype)
+    if blurred:
+        memory.take("blurred", [(1, 1, max(blurred))], dtype)
 
 
 class _Worker:
